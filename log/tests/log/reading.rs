@@ -1,0 +1,200 @@
+//! Order, times, retention, and that what was appended is what is read.
+
+use crate::support::{PARTITIONS, TOPIC, TestLog, read_all, values};
+use bytes::Bytes;
+use click::{Millis, Offsets};
+use proptest::prelude::*;
+use std::sync::Arc;
+use std::time::Duration;
+use tally_log::local::{LocalLog, RECORD_BYTES_MAX};
+use tally_log::partitioner::partition_of;
+use tally_log::{Log, LogError};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_appended_is_read_before_and_after_a_restart(
+        segment_bytes_max in 1_u64..20_000,
+        rounds in prop::collection::vec(prop::collection::vec((0..PARTITIONS, 0_usize..3_000), 0..40), 1..4),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut test = TestLog::new(segment_bytes_max).await;
+            let mut expected = vec![Vec::new(); PARTITIONS as usize];
+            for (round, records) in rounds.iter().enumerate() {
+                let mut answers = Vec::new();
+                for (partition, bytes) in records {
+                    let value = Bytes::from(vec![*bytes as u8 ^ round as u8; *bytes]);
+                    answers.push(test.log.append(&test.topic, *partition, value.clone()).await.unwrap());
+                    expected[*partition as usize].push(value);
+                }
+                for answer in answers {
+                    answer.await.unwrap();
+                }
+                for _ in 0..2 {
+                    let read = read_all(&test.log, &test.topic).await.unwrap();
+                    for (read, expected) in read.iter().zip(&expected) {
+                        assert_eq!(values(read), expected.iter().map(|value| &value[..]).collect::<Vec<_>>());
+                        assert!(read.iter().enumerate().all(|(i, record)| record.offset == i as i64));
+                    }
+                    test = test.reopen();
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn append_time_never_goes_back() {
+    let mut test = TestLog::new(1).await;
+    for (now, expected) in [(5_000, 5_000), (4_000, 5_000), (5_001, 5_001), (-1, 5_001)] {
+        test.clock.set(Millis::new(now));
+        assert_eq!(test.append(now as i32 & 3, "x").await.appended_at, Millis::new(expected));
+        test = test.reopen();
+    }
+    test.clock.set(Millis::new(0));
+    assert_eq!(test.append(0, "x").await.appended_at, Millis::new(5_001));
+}
+
+#[tokio::test]
+async fn an_offset_is_found_by_its_time() {
+    // So that there are several segments, and several index entries in the last.
+    let mut test = TestLog::new(900_000).await;
+    let mut times = vec![Vec::new(); 2];
+    for n in 0..400_i64 {
+        test.clock.set(Millis::new(n / 3 * 10));
+        let partition = (n % 7 == 0) as usize;
+        let appended = test.append(partition as i32, vec![0; 5_000]).await;
+        times[partition].push(appended.appended_at);
+    }
+    for _ in 0..2 {
+        for (partition, times) in times.iter().enumerate() {
+            for at in -5..1_340 {
+                let expected = times.iter().position(|time| time.get() >= at).unwrap_or(times.len());
+                let found = test.log.offset_at(&test.topic, partition as i32, Millis::new(at)).await.unwrap();
+                assert_eq!(found, expected as i64, "partition {partition} at {at}");
+            }
+        }
+        assert_eq!(test.log.offset_at(&test.topic, 3, Millis::new(0)).await.unwrap(), 0);
+        test = test.reopen();
+    }
+}
+
+#[tokio::test]
+async fn what_is_too_old_is_removed_in_whole_segments() {
+    let test = TestLog::new(1_000).await;
+    let mut slow = test.log.consumer(&test.topic, &Offsets::beginning(PARTITIONS)).await.unwrap();
+    let mut quiet = test.log.consumer(&test.topic, &Offsets::from_iter([(3, 0)])).await.unwrap();
+    for n in 0..100 {
+        test.clock.set(Millis::new(n * 10));
+        test.append(0, vec![n as u8; 100]).await;
+    }
+    assert_eq!(test.log.retain(TOPIC, Millis::new(0)).await.unwrap(), 0);
+    let removed = test.log.retain(TOPIC, Millis::new(500)).await.unwrap();
+    let held = test.log.held(&test.topic, 0).await.unwrap();
+    assert!(removed > 3 && held.end == 100 && (40..=50).contains(&held.start), "{removed} {held:?}");
+    assert_eq!(test.log.offset_at(&test.topic, 0, Millis::new(0)).await.unwrap(), held.start);
+    let expect = |error: LogError, offset: i64| match error {
+        LogError::OutOfRange { topic, partition: 0, offset: o, held: h } => {
+            assert_eq!((topic.as_str(), o, h), (TOPIC, offset, held.clone()))
+        }
+        other => panic!("{other}"),
+    };
+    let from = |offset| Offsets::from_iter([(0, offset)]);
+    expect(test.log.consumer(&test.topic, &from(held.start - 1)).await.err().unwrap(), held.start - 1);
+    test.log.consumer(&test.topic, &from(held.start)).await.unwrap();
+    // A consumer that has not read them is told; one that had nothing to read there goes on.
+    expect(slow.poll(10, Duration::from_secs(10)).await.unwrap_err(), 0);
+    test.append(3, "late").await;
+    assert_eq!(values(&quiet.poll(10, Duration::from_secs(10)).await.unwrap()), [b"late"]);
+    // The newest segment stays, however old, and all of it after a restart.
+    drop((slow, quiet));
+    let test = test.reopen();
+    assert_eq!(test.log.held(&test.topic, 0).await.unwrap(), held);
+    test.log.retain(TOPIC, Millis::new(i64::MAX)).await.unwrap();
+    assert_eq!(test.log.held(&test.topic, 0).await.unwrap().end, 100);
+    assert_eq!(test.append(0, "x").await.offset, 100);
+    assert!(matches!(test.log.retain("other", Millis::new(0)).await, Err(LogError::UnknownTopic(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_key_keeps_its_order_among_many_appenders() {
+    let test = Arc::new(TestLog::new(50_000).await);
+    let (keys, each) = (64, 30);
+    let appenders: Vec<_> = (0..keys)
+        .map(|key| {
+            let test = test.clone();
+            tokio::spawn(async move {
+                let partition = partition_of(format!("key {key}").as_bytes(), PARTITIONS);
+                let mut offsets = Vec::new();
+                for n in 0..each {
+                    offsets.push(test.append(partition, format!("{key} {n}")).await.offset);
+                }
+                assert!(offsets.is_sorted());
+                (partition, offsets)
+            })
+        })
+        .collect();
+    let mut acknowledged = Vec::new();
+    for (key, appender) in appenders.into_iter().enumerate() {
+        acknowledged.push((key, appender.await.unwrap()));
+    }
+    let records = read_all(&test.log, &test.topic).await.unwrap();
+    assert_eq!(records.iter().map(Vec::len).sum::<usize>(), keys * each);
+    for (key, (partition, offsets)) in acknowledged {
+        for (n, offset) in offsets.into_iter().enumerate() {
+            let record = &records[partition as usize][offset as usize];
+            assert_eq!((record.offset, &record.value[..]), (offset, format!("{key} {n}").as_bytes()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_has_one_log_and_a_topic_one_life() {
+    let test = TestLog::new(1_000).await;
+    assert!(matches!(
+        LocalLog::open(test.dir.path(), test.settings, test.clock.clone()),
+        Err(LogError::InUse(dir)) if dir == test.dir.path()
+    ));
+    let other = test.log.topic("other-topic").await.unwrap();
+    assert_eq!((other.partitions, test.topic.partitions), (4, PARTITIONS));
+    assert_ne!(other.log_id, test.topic.log_id);
+    let error = test.log.create_topic(TOPIC, 5).await.unwrap_err().to_string();
+    assert!(error.ends_with("the topic has 4 partitions for its whole life, not 5"), "{error}");
+    for wrong in ["", ".", "..", ".x", "a/b", "ä", &"x".repeat(201)] {
+        assert!(test.log.topic(wrong).await.unwrap_err().to_string().contains("is not valid"), "{wrong:?}");
+    }
+    for wrong in [-1, 0, 257] {
+        assert!(test.log.create_topic("wrong", wrong).await.unwrap_err().to_string().contains("1 to 256"), "{wrong}");
+    }
+    let test = test.reopen();
+    assert_eq!(test.log.topic(TOPIC).await.unwrap(), test.topic);
+    assert_eq!(test.log.topic("other-topic").await.unwrap(), other);
+    // A topic that was made anew elsewhere has another id: nothing goes into the wrong one.
+    let stranger = TestLog::new(1_000).await;
+    let refused = test.log.append(&stranger.topic, 0, "x".into()).await.err().unwrap();
+    assert!(matches!(refused, LogError::UnknownTopic(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn a_record_may_be_as_large_as_is_said_and_no_larger() {
+    let test = TestLog::new(1_000).await;
+    test.append(0, vec![7; RECORD_BYTES_MAX]).await;
+    test.append(0, "").await;
+    let error = test.log.append(&test.topic, 0, vec![7; RECORD_BYTES_MAX + 1].into()).await.err().unwrap();
+    assert_eq!(error.to_string(), "a record of 1048577 bytes is larger than 1048576");
+    // More than is read at once, in one group.
+    let mut answers = Vec::new();
+    for n in 0..20 {
+        answers.push(test.log.append(&test.topic, 1, vec![n; RECORD_BYTES_MAX].into()).await.unwrap());
+    }
+    for answer in answers {
+        answer.await.unwrap();
+    }
+    let test = test.reopen();
+    let records = read_all(&test.log, &test.topic).await.unwrap();
+    assert_eq!(values(&records[0]), [&vec![7; RECORD_BYTES_MAX][..], b""]);
+    assert!(records[1].iter().enumerate().all(|(n, record)| record.value[..] == vec![n as u8; RECORD_BYTES_MAX]));
+    assert_eq!(records[1].len(), 20);
+}
