@@ -1,0 +1,47 @@
+//! The redirect: sends a browser to the page behind an ad, and a click to the log, in that order of importance to the
+//! browser and in the reverse order in time. It knows nothing of counting.
+//!
+//! # Layout, in the order of a click's way
+//!
+//! * `server`: [`serve`], connections with bounds, and a stop that drains
+//! * `service`: [`Service`], the routes and the one handler of a click
+//! * `url`: what a click's URL says, parsed, and `catalog`, what is true of the ad
+//! * `client`: what headers and socket tell of the client; [`ip_hash`], what is kept of its address
+//! * `seen`: [`SeenBefore`], a hint for operators
+//! * `append`: hands the event to the log, and waits for it, but not for ever
+//! * `landing_page`: where the browser goes, and `problem`, what it hears otherwise
+//! * `heartbeat`: event time moves on when traffic does not
+//!
+//! # What a crash means
+//!
+//! A click is answered with a 302 only after the log acknowledged it, so a process that dies
+//!
+//! * before the append was handed over has neither recorded nor answered the click: the browser sees a broken
+//!   connection, and its retry is a new click;
+//! * between hand-over and acknowledgement may have recorded it, and has not answered: the log holds it whole or not
+//!   at all, and the pipeline counts the impression at most once, whatever the retry adds;
+//! * after the acknowledgement has recorded it, answered or not: it counts.
+//!
+//! Never is there an answer without a record.
+
+#![forbid(unsafe_code)]
+
+mod append;
+pub mod catalog;
+mod client;
+mod heartbeat;
+pub mod ip_hash;
+pub mod landing_page;
+mod problem;
+pub mod seen;
+mod server;
+mod service;
+mod settings;
+mod url;
+
+pub use catalog::{Ad, AdState, Catalog, CatalogError};
+pub use ip_hash::Secret;
+pub use seen::{SeenBefore, memory::SeenInMemory};
+pub use server::serve;
+pub use service::{Counters, Service};
+pub use settings::Settings;
