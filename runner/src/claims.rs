@@ -1,0 +1,391 @@
+//! Claims: which record was the first to claim an impression.
+//!
+//! A claim keeps position, append time and pipeline version, so the same position asking again gets the same answer:
+//! a replay of any length says what was said before. Nothing here looks at the wall clock; the dedup horizon is
+//! measured in append time.
+//!
+//! The store is fjall, which can lose what was not persisted, and cuts a damaged journal off without a word. Both
+//! would be seen: every batch also stores, in the same atomic write, up to which offset the claims of each partition
+//! go, and a start compares that with the checkpoint (made after the claims were persisted).
+
+use click::{LogId, Millis, Offset, Offsets, Partition};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+/// How the store behaves.
+#[derive(Debug, Clone)]
+pub struct ClaimsSettings {
+    /// Two records of one impression whose append times are less than this apart are a click and its duplicate, in
+    /// milliseconds.
+    pub horizon_ms: i64,
+    /// Memory for cached blocks, and for the claims of a time span that are not written out yet, in bytes each.
+    pub memory_bytes: u64,
+}
+
+impl Default for ClaimsSettings {
+    fn default() -> Self {
+        ClaimsSettings { horizon_ms: 86_400_000, memory_bytes: 64 << 20 }
+    }
+}
+
+/// Claims are kept this long past the horizon, so that a replay finds what it needs.
+const KEPT_PAST_HORIZON_MS: i64 = 3_600_000;
+
+/// A version of the pipelines, and the place in every partition where it started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VersionStart {
+    pub version: i64,
+    pub log_id: LogId,
+    pub positions: Offsets,
+}
+
+/// One record that asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The impression; none for a record that cannot be billed, which claims nothing.
+    pub key: Option<&'a str>,
+    pub log_id: LogId,
+    pub partition: Partition,
+    pub offset: Offset,
+    pub appended_at: Millis,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimsError {
+    #[error("{}: {error}", .path.display())]
+    Store { path: PathBuf, error: fjall::Error },
+    #[error("{} holds claims of pipeline version {held}, and version {asked} asks: an older version is refused", .path.display())]
+    OlderVersion { path: PathBuf, held: i64, asked: i64 },
+    /// Claims were lost, or records were skipped: to go on would bill duplicates.
+    #[error(
+        "{} has the claims of partition {partition} up to offset {through} only, and the pipeline goes on from {start}: \
+         claims were lost, and duplicates would be billed. Restore the folder from where it was, or start again with an empty data folder",
+        .path.display()
+    )]
+    Lost { path: PathBuf, partition: Partition, through: Offset, start: Offset },
+    #[error("{}: the claims of {key:?} cannot be read: {what}", .path.display())]
+    Damaged { path: PathBuf, key: String, what: &'static str },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Claim {
+    log_id: LogId,
+    partition: Partition,
+    offset: Offset,
+    appended_at: Millis,
+    version: i64,
+}
+
+impl Claim {
+    const BYTES: usize = 16 + 4 + 8 + 8 + 8;
+
+    fn write(&self, to: &mut Vec<u8>) {
+        to.extend_from_slice(self.log_id.as_bytes());
+        to.extend_from_slice(&self.partition.to_le_bytes());
+        to.extend_from_slice(&self.offset.to_le_bytes());
+        to.extend_from_slice(&self.appended_at.get().to_le_bytes());
+        to.extend_from_slice(&self.version.to_le_bytes());
+    }
+
+    fn read(bytes: &[u8]) -> Option<Claim> {
+        let (log_id, rest) = bytes.split_first_chunk::<16>()?;
+        let (partition, rest) = rest.split_first_chunk::<4>()?;
+        let (offset, rest) = rest.split_first_chunk::<8>()?;
+        let (appended_at, version) = rest.split_first_chunk::<8>()?;
+        Some(Claim {
+            log_id: LogId::from_bytes(*log_id),
+            partition: Partition::from_le_bytes(*partition),
+            offset: Offset::from_le_bytes(*offset),
+            appended_at: Millis::new(i64::from_le_bytes(*appended_at)),
+            version: i64::from_le_bytes(version.try_into().ok()?),
+        })
+    }
+}
+
+/// The claims of one machine, on disk.
+pub struct Claims {
+    path: PathBuf,
+    store: Database,
+    /// `through:<log id>:<partition>` and `version`.
+    meta: Keyspace,
+    /// Claims by the time span of their append time, each as long as the horizon, so that a whole span is dropped
+    /// at once when it is over.
+    spans: BTreeMap<i64, Keyspace>,
+    settings: ClaimsSettings,
+    version: i64,
+    /// Where each version started, oldest first.
+    starts: Vec<VersionStart>,
+}
+
+impl Claims {
+    /// Opens the store for the newest version in `starts`.
+    pub fn open(path: &Path, settings: ClaimsSettings, starts: Vec<VersionStart>) -> Result<Self, ClaimsError> {
+        let error = |error| ClaimsError::Store { path: path.to_path_buf(), error };
+        let store = Database::builder(path)
+            .cache_size(settings.memory_bytes)
+            .manual_journal_persist(true)
+            .worker_threads(1)
+            .open()
+            .map_err(error)?;
+        let meta = store.keyspace("meta", KeyspaceCreateOptions::default).map_err(error)?;
+        let version = starts.last().map_or(0, |start| start.version);
+        let held = meta.get("version").map_err(error)?;
+        let held = held.and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes)).unwrap_or(0);
+        if held > version {
+            return Err(ClaimsError::OlderVersion { path: path.to_path_buf(), held, asked: version });
+        }
+        meta.insert("version", version.to_le_bytes()).map_err(error)?;
+        let mut claims =
+            Claims { path: path.to_path_buf(), meta, spans: BTreeMap::new(), settings, version, starts, store };
+        for name in claims.store.list_keyspace_names() {
+            if let Some(span) = name.strip_prefix("span").and_then(|n| n.parse().ok()) {
+                claims.span(span)?;
+            }
+        }
+        Ok(claims)
+    }
+
+    /// The pipeline version that the store is open for.
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
+    /// Refuses to go on from `start` when the claims do not reach up to there.
+    pub fn check_start(&self, log_id: LogId, start: &Offsets) -> Result<(), ClaimsError> {
+        let first = self.starts.first().filter(|first| first.log_id == log_id);
+        for (partition, start) in start.iter() {
+            let held = self.meta.get(through_key(log_id, partition)).map_err(|e| self.error(e))?;
+            let through = held
+                .and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes))
+                // Before the first version started there was nothing to claim.
+                .unwrap_or_else(|| first.map_or(0, |first| first.positions.get(partition)));
+            if through < start {
+                return Err(ClaimsError::Lost { path: self.path.clone(), partition, through, start });
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers in the order asked: 1 for the first position that claims its impression within the horizon, else 0;
+    /// `None` for a record that claims nothing. All of the batch is stored, or nothing.
+    pub fn claim(&mut self, batch: &[Asked<'_>]) -> Result<Vec<Option<i64>>, ClaimsError> {
+        let mut changed: HashMap<(i64, &str), Vec<Claim>> = HashMap::new();
+        let mut through: BTreeMap<(LogId, Partition), Offset> = BTreeMap::new();
+        let mut answers = Vec::with_capacity(batch.len());
+        for asked in batch {
+            through.insert((asked.log_id, asked.partition), asked.offset + 1);
+            answers.push(match asked.key {
+                Some(key) => Some(self.claim_one(key, asked, &mut changed)?),
+                None => None,
+            });
+        }
+        let mut write = self.store.batch();
+        for ((span, key), claims) in &changed {
+            let keyspace = self.span(*span)?;
+            if claims.is_empty() {
+                write.remove(&keyspace, *key);
+            } else {
+                let mut bytes = Vec::with_capacity(claims.len() * Claim::BYTES);
+                claims.iter().for_each(|claim| claim.write(&mut bytes));
+                write.insert(&keyspace, *key, bytes);
+            }
+        }
+        for ((log_id, partition), next) in through {
+            // A replay must not lower it: what was claimed stays claimed.
+            let key = through_key(log_id, partition);
+            let held = self.meta.get(&key).map_err(|e| self.error(e))?;
+            let held = held.and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes)).unwrap_or(0);
+            if next > held {
+                write.insert(&self.meta, key, next.to_le_bytes());
+            }
+        }
+        write.commit().map_err(|e| self.error(e))?;
+        Ok(answers)
+    }
+
+    fn claim_one<'a>(
+        &self,
+        key: &'a str,
+        asked: &Asked<'_>,
+        changed: &mut HashMap<(i64, &'a str), Vec<Claim>>,
+    ) -> Result<i64, ClaimsError> {
+        let own = asked.appended_at.get().div_euclid(self.settings.horizon_ms);
+        let mut first = true;
+        // A claim within the horizon is in the span of the asking record or in a neighbour of it.
+        for span in own - 1..=own + 1 {
+            let Some(mut held) = self.held(span, key, changed)? else { continue };
+            let before = held.len();
+            held.retain(|claim| !self.is_void(claim));
+            for claim in &held {
+                let same =
+                    claim.log_id == asked.log_id && claim.partition == asked.partition && claim.offset == asked.offset;
+                if same {
+                    return Ok(1);
+                }
+                let apart = (asked.appended_at.get() - claim.appended_at.get()).abs();
+                first &= apart >= self.settings.horizon_ms;
+            }
+            if held.len() != before {
+                changed.insert((span, key), held);
+            }
+        }
+        if first {
+            let claim = Claim {
+                log_id: asked.log_id,
+                partition: asked.partition,
+                offset: asked.offset,
+                appended_at: asked.appended_at,
+                version: self.version,
+            };
+            let mut held = self.held(own, key, changed)?.unwrap_or_default();
+            held.push(claim);
+            changed.insert((own, key), held);
+        }
+        Ok(i64::from(first))
+    }
+
+    fn held(
+        &self,
+        span: i64,
+        key: &str,
+        changed: &HashMap<(i64, &str), Vec<Claim>>,
+    ) -> Result<Option<Vec<Claim>>, ClaimsError> {
+        if let Some(claims) = changed.get(&(span, key)) {
+            return Ok(Some(claims.clone()));
+        }
+        let Some(keyspace) = self.spans.get(&span) else { return Ok(None) };
+        let Some(bytes) = keyspace.get(key).map_err(|e| self.error(e))? else { return Ok(None) };
+        let damaged = |what| ClaimsError::Damaged { path: self.path.clone(), key: key.to_string(), what };
+        if bytes.len() % Claim::BYTES != 0 {
+            return Err(damaged("their length is wrong"));
+        }
+        let claims: Option<Vec<Claim>> = bytes.chunks_exact(Claim::BYTES).map(Claim::read).collect();
+        claims.map(Some).ok_or_else(|| damaged("their form is wrong"))
+    }
+
+    /// A later version that started at or before a claim's position judges that record anew: its holder may be a
+    /// bot under the new rules.
+    fn is_void(&self, claim: &Claim) -> bool {
+        self.starts.iter().any(|start| {
+            start.version > claim.version
+                && start.log_id == claim.log_id
+                && claim.offset >= start.positions.get(claim.partition)
+        })
+    }
+
+    fn span(&mut self, span: i64) -> Result<Keyspace, ClaimsError> {
+        if let Some(keyspace) = self.spans.get(&span) {
+            return Ok(keyspace.clone());
+        }
+        let name = format!("span{span}");
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(self.settings.memory_bytes);
+        let keyspace = self.store.keyspace(&name, options).map_err(|e| self.error(e))?;
+        self.spans.insert(span, keyspace.clone());
+        Ok(keyspace)
+    }
+
+    /// Makes every claim durable that was answered so far.
+    pub fn persist(&self) -> Result<(), ClaimsError> {
+        self.store.persist(PersistMode::SyncAll).map_err(|e| self.error(e))
+    }
+
+    /// Drops the claims that no record appended at or after `at` can meet, not even in a replay.
+    pub fn expire(&mut self, at: Millis) -> Result<(), ClaimsError> {
+        let horizon = self.settings.horizon_ms;
+        let over = |span: i64| (span + 1) * horizon + horizon + KEPT_PAST_HORIZON_MS <= at.get();
+        let spans: Vec<i64> = self.spans.keys().copied().filter(|span| over(*span)).collect();
+        for span in spans {
+            if let Some(keyspace) = self.spans.remove(&span) {
+                self.store.delete_keyspace(keyspace).map_err(|e| self.error(e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn error(&self, error: fjall::Error) -> ClaimsError {
+        ClaimsError::Store { path: self.path.clone(), error }
+    }
+}
+
+fn through_key(log_id: LogId, partition: Partition) -> String {
+    format!("through:{log_id}:{partition}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H: i64 = 86_400_000;
+    const T0: i64 = 1_776_686_400_000;
+
+    fn log_id() -> LogId {
+        LogId::from_bytes([7; 16])
+    }
+
+    fn start(version: i64, offset: Offset) -> VersionStart {
+        VersionStart { version, log_id: log_id(), positions: [(0, offset), (1, offset)].into_iter().collect() }
+    }
+
+    fn open(path: &Path, starts: Vec<VersionStart>) -> Claims {
+        Claims::open(path, ClaimsSettings::default(), starts).unwrap()
+    }
+
+    fn ask<'a>(key: &'a str, offset: Offset, at: i64) -> Asked<'a> {
+        let appended_at = Millis::new(T0 + at);
+        Asked { key: Some(key), log_id: log_id(), partition: 0, offset, appended_at }
+    }
+
+    fn check(claims: &mut Claims, asked: &[Asked<'_>], expected: &[i64]) {
+        let answers: Vec<i64> = claims.claim(asked).unwrap().into_iter().map(|a| a.unwrap_or(-1)).collect();
+        assert_eq!(answers, expected);
+    }
+
+    #[test]
+    fn the_first_position_wins_and_a_replay_says_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let batch = [ask("a", 0, 0), ask("b", 1, 0), ask("a", 2, 5), Asked { key: None, ..ask("", 3, 9) }];
+        {
+            let mut claims = open(dir.path(), vec![start(1, 0)]);
+            check(&mut claims, &batch, &[1, 1, 0, -1]);
+            check(&mut claims, &batch, &[1, 1, 0, -1]);
+            claims.persist().unwrap();
+        }
+        let mut claims = open(dir.path(), vec![start(1, 0)]);
+        claims.check_start(log_id(), &[(0, 4)].into_iter().collect()).unwrap();
+        check(&mut claims, &batch, &[1, 1, 0, -1]);
+        check(&mut claims, &[ask("a", 9, 1000)], &[0]);
+        let lost = claims.check_start(log_id(), &[(0, 11)].into_iter().collect()).unwrap_err();
+        assert!(matches!(lost, ClaimsError::Lost { partition: 0, through: 10, start: 11, .. }), "{lost}");
+    }
+
+    #[test]
+    fn the_horizon_is_half_open_and_over_spans() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut claims = open(dir.path(), vec![start(1, 0)]);
+        check(
+            &mut claims,
+            &[ask("a", 0, 0), ask("a", 1, H - 1), ask("a", 2, H), ask("a", 3, 2 * H - 1)],
+            &[1, 0, 1, 0],
+        );
+        claims.expire(Millis::new(T0 + 2 * H)).unwrap();
+        check(&mut claims, &[ask("a", 4, 2 * H - 1)], &[0]);
+        claims.expire(Millis::new(T0 + 9 * H)).unwrap();
+        assert!(claims.spans.is_empty());
+        check(&mut claims, &[ask("a", 5, 9 * H)], &[1]);
+    }
+
+    #[test]
+    fn a_new_version_voids_claims_from_its_start_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut claims = open(dir.path(), vec![start(1, 0)]);
+        check(&mut claims, &[ask("a", 0, 0), ask("b", 5, 0), ask("b", 6, 1)], &[1, 1, 0]);
+        drop(claims);
+        // Under version 2 the record at offset 5 is a bot and does not ask: the one at 6 is the first.
+        let mut claims = open(dir.path(), vec![start(1, 0), start(2, 5)]);
+        check(&mut claims, &[ask("b", 6, 1), ask("a", 7, 1)], &[1, 0]);
+        drop(claims);
+        let older = Claims::open(dir.path(), ClaimsSettings::default(), vec![start(1, 0)]).err().unwrap();
+        assert!(matches!(older, ClaimsError::OlderVersion { held: 2, asked: 1, .. }), "{older}");
+    }
+}

@@ -1,0 +1,167 @@
+//! All pipelines of a deployment, with the claims they share.
+
+use crate::claims::{Claims, ClaimsSettings, VersionStart};
+use crate::error::RunError;
+use crate::files::{PipelineFiles, variables};
+use crate::functions::{self, SharedClaims};
+use crate::pipeline::Pipeline;
+use crate::plan::plan;
+use click::Lateness;
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tally_log::Log;
+use tracing::{info, warn};
+
+/// How the runner behaves.
+#[derive(Debug, Clone)]
+pub struct RunnerSettings {
+    pub lateness: Lateness,
+    pub claims: ClaimsSettings,
+    /// A restart reads again at most what came since the last checkpoint.
+    pub checkpoint_every: Duration,
+}
+
+impl Default for RunnerSettings {
+    fn default() -> Self {
+        RunnerSettings {
+            lateness: Lateness::DEFAULT,
+            claims: ClaimsSettings::default(),
+            checkpoint_every: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Counters that others may read while the runner runs.
+#[derive(Debug, Default)]
+pub struct RunnerCounters {
+    pub records: AtomicU64,
+    /// Records of the log that every pipeline has taken in, over all partitions from offset 0.
+    pub taken: AtomicU64,
+    pub undecodable: AtomicU64,
+    pub late_rows: AtomicU64,
+    pub checkpoints: AtomicU64,
+}
+
+/// The pipelines of one deployment.
+pub struct Runner {
+    pipelines: Vec<Pipeline>,
+    settings: RunnerSettings,
+    counters: Arc<RunnerCounters>,
+}
+
+impl Runner {
+    /// Opens the state in `dir` for the newest of the versions, which are in order, and the files that it runs.
+    /// `clicks` is the topic whose log id names the positions.
+    pub async fn open(
+        files: &PipelineFiles,
+        versions: Vec<VersionStart>,
+        log: Arc<dyn Log>,
+        dir: &Path,
+        settings: RunnerSettings,
+    ) -> Result<Self, RunError> {
+        let Some(newest) = versions.last().cloned() else {
+            return Err(RunError::Checkpoint { path: dir.to_path_buf(), what: "no version was deployed".into() });
+        };
+        tally_log::durable::create_dir_all(dir)
+            .map_err(|e| RunError::Checkpoint { path: dir.to_path_buf(), what: e.to_string() })?;
+        let claims = Claims::open(&dir.join("claims"), settings.claims.clone(), versions)?;
+        let claims: SharedClaims = Arc::new(Mutex::new(Some(claims)));
+        let mut pipelines = Vec::new();
+        for file in files.filled(&variables(settings.lateness, newest.version, &newest.log_id.to_string()))? {
+            let program = plan(&file, functions::all(claims.clone())).await?;
+            let stem = Path::new(&file.name).file_stem().map_or("pipeline".into(), |stem| stem.to_string_lossy());
+            let checkpoint = dir.join(format!("{stem}.checkpoint"));
+            let version = newest.version;
+            let start = &newest.positions;
+            pipelines.push(Pipeline::open(program, log.clone(), claims.clone(), checkpoint, version, start).await?);
+        }
+        let runner = Runner { pipelines, settings, counters: Arc::default() };
+        runner.count_taken();
+        Ok(runner)
+    }
+
+    pub fn counters(&self) -> Arc<RunnerCounters> {
+        self.counters.clone()
+    }
+
+    /// Takes in what is in the log now, to its end. Returns how many records that were.
+    pub async fn catch_up(&mut self) -> Result<usize, RunError> {
+        let mut records = 0;
+        loop {
+            let taken = self.step(Duration::ZERO).await?;
+            if taken == 0 {
+                return Ok(records);
+            }
+            records += taken;
+        }
+    }
+
+    /// One batch of every pipeline.
+    async fn step(&mut self, wait: Duration) -> Result<usize, RunError> {
+        let mut records = 0;
+        let mut late_rows = 0;
+        for pipeline in &mut self.pipelines {
+            let batch = pipeline.step(wait).await?;
+            records += batch.records;
+            for bad in &batch.undecodable {
+                let topic = &pipeline.from().name;
+                warn!(
+                    topic,
+                    bad.partition,
+                    bad.offset,
+                    error = bad.error,
+                    "a record cannot be decoded and is left out"
+                );
+            }
+            self.counters.undecodable.fetch_add(batch.undecodable.len() as u64, Ordering::Relaxed);
+            late_rows += pipeline.late_rows();
+        }
+        self.counters.records.fetch_add(records as u64, Ordering::Relaxed);
+        self.count_taken();
+        self.counters.late_rows.store(late_rows, Ordering::Relaxed);
+        Ok(records)
+    }
+
+    fn count_taken(&self) {
+        let sum = |pipeline: &Pipeline| pipeline.next().iter().map(|(_, offset)| offset.max(0) as u64).sum();
+        let taken: u64 = self.pipelines.iter().map(sum).min().unwrap_or(0);
+        self.counters.taken.store(taken, Ordering::Relaxed);
+    }
+
+    /// Makes everything that was taken in safe.
+    pub async fn checkpoint(&mut self) -> Result<(), RunError> {
+        for pipeline in &mut self.pipelines {
+            pipeline.checkpoint().await?;
+        }
+        self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Runs until told to stop, and stops with a checkpoint.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+        let mut shutdown = pin!(shutdown);
+        let mut last = Instant::now();
+        loop {
+            // A batch is never cut short: dropped halfway its rows would be missing until the next restart.
+            let stop = tokio::select! {
+                biased;
+                () = &mut shutdown => true,
+                () = std::future::ready(()) => false,
+            };
+            if stop {
+                self.checkpoint().await?;
+                info!("runner stopped with a checkpoint");
+                return Ok(());
+            }
+            self.step(Duration::from_millis(100)).await?;
+            if last.elapsed() >= self.settings.checkpoint_every {
+                self.checkpoint().await?;
+                last = Instant::now();
+            }
+        }
+    }
+}
