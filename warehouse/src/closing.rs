@@ -1,0 +1,262 @@
+//! Writes a closing, once, whatever dies in between.
+//!
+//! A closing begins with an entry that fixes what it comprises: the minutes, the positions, the records that are taken
+//! as undecodable. From there on it is only carried out, by this loader or by the next one after a crash. Each step
+//! finds out by the closing's number that it was done; what it writes follows from the entry, the log and the steps
+//! before it, so it is the same on every try. Nothing counts before the last step, the entry in `closings`.
+
+use crate::backend::Backend;
+use crate::error::{Error, Result};
+use crate::rows::{Correction, Count, Quarantined, RawRow};
+use crate::sequence::{Entry, Kind};
+use crate::warehouse::Topics;
+use click::{Clock, Dimensions, Millis, Minute, Offset, Offsets, Partition, Verdict};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tally_log::{Log, Record, Topic};
+
+/// Final counts: of all minutes of a closing, by dimensions, in the order in which they are written.
+pub(crate) type Totals = BTreeMap<(Minute, Dimensions), i64>;
+
+/// Rows that are held before they are handed to the tables.
+const ROWS: usize = 8192;
+
+/// How long a poll may stay empty though the topic goes on, in polls of [`POLL`].
+const EMPTY_POLLS_MAX: usize = 100;
+const POLL: Duration = Duration::from_millis(100);
+
+/// Where a closing reads and writes.
+pub(crate) struct Closer<'a> {
+    pub backend: &'a dyn Backend,
+    pub log: &'a dyn Log,
+    pub topics: &'a Topics,
+    pub clock: &'a dyn Clock,
+}
+
+/// What a loader counted when it began a closing.
+pub(crate) struct Counted {
+    /// Of the minutes, from rows before the closing's own: they are in the tables already.
+    pub carried: Totals,
+    /// Of the minutes, in all: what is written has to come to the same.
+    pub totals: Totals,
+}
+
+impl Closer<'_> {
+    /// Carries out a closing that began, from wherever it was left. `last` is the entry before it. Without `counted`
+    /// the rows that were carried over are counted anew in the tables.
+    pub async fn carry_out(&self, last: &Entry, begun: &Entry, counted: Option<Counted>) -> Result<Entry> {
+        let number = begun.number;
+        let (mut totals, expected) = match counted {
+            Some(Counted { carried, totals }) => (carried, Some(totals)),
+            None => (self.carried(last, begun).await?, None),
+        };
+        self.copy_rows(last, begun, &mut totals).await?;
+        totals.retain(|_, clicks| *clicks != 0);
+        if expected.is_some_and(|expected| expected != totals) {
+            let what = "the raw rows say another count than when it began".to_string();
+            return Err(Error::Contradiction { number, what });
+        }
+        if let Some(mut minutes) = self.backend.clicks_by_minute(number).await? {
+            let rows: Vec<Count> =
+                totals.into_iter().map(|((minute, dimensions), clicks)| Count { minute, dimensions, clicks }).collect();
+            for rows in rows.chunks(ROWS) {
+                minutes.write(rows).await?;
+            }
+            minutes.commit().await?;
+        }
+        self.backend.roll_up(number, last.through, begun.through).await?;
+        let finalized_at = self.clock.now().max(last.finalized_at);
+        let closing = Entry { kind: Kind::Closing, finalized_at, ..begun.clone() };
+        self.backend.put_entry(&closing).await?;
+        Ok(closing)
+    }
+
+    async fn carried(&self, last: &Entry, begun: &Entry) -> Result<Totals> {
+        let mut totals = Totals::new();
+        let minutes = last.through..begun.through;
+        for billable in self.backend.billable(minutes, Millis::new(i64::MAX), &last.positions).await? {
+            let Count { minute, dimensions, clicks } = billable.count;
+            *totals.entry((minute, dimensions)).or_default() += clicks;
+        }
+        Ok(totals)
+    }
+
+    /// Steps one to three: raw rows, quarantined records, corrections. The rows are counted in any case.
+    async fn copy_rows(&self, last: &Entry, begun: &Entry, totals: &mut Totals) -> Result<()> {
+        let number = begun.number;
+        let mut raw_clicks = self.backend.raw_clicks(number).await?;
+        let mut corrections = self.backend.click_corrections(number).await?;
+        let mut wanted = Wanted::new(last, begun);
+        let topic = self.log.topic(&self.topics.raw_clicks).await?;
+        let mut reader = Reader::open(self.log, topic, &last.result_positions.raw_clicks).await?;
+        let (mut rows, mut late): (Vec<RawRow>, Vec<Correction>) = (Vec::with_capacity(ROWS), Vec::new());
+        while wanted.left > 0 {
+            let records = reader.next().await?;
+            let at_end = records.is_empty();
+            for record in records {
+                // What cannot be read was counted as such when it came in, and is the row of nothing.
+                let Ok(row) = serde_json::from_slice::<RawRow>(&record.value) else { continue };
+                let ours = row.log_id == begun.log_id && row.version == begun.version;
+                if !ours || row.verdict() == Verdict::Undecided || !wanted.take(row.log_partition, row.log_offset) {
+                    continue;
+                }
+                match row.verdict() {
+                    Verdict::Billable if row.minute() < begun.through => {
+                        *totals.entry((row.minute(), row.dimensions())).or_default() += 1;
+                    }
+                    Verdict::Late => late.push(correction(&row)),
+                    _ => {}
+                }
+                rows.push(row);
+            }
+            if rows.len() >= ROWS || at_end || wanted.left == 0 {
+                if let Some(table) = &mut raw_clicks {
+                    table.write(&rows).await?;
+                }
+                if let Some(table) = &mut corrections {
+                    table.write(&late).await?;
+                }
+                rows.clear();
+                late.clear();
+            }
+            if at_end && let Some((partition, offset)) = wanted.first_missing() {
+                let topic = self.topics.raw_clicks.clone();
+                return Err(Error::RowGone { number, topic, partition, offset });
+            }
+        }
+        if let Some(table) = raw_clicks {
+            table.commit().await?;
+        }
+        self.quarantine(begun).await?;
+        if let Some(table) = corrections {
+            table.commit().await?;
+        }
+        Ok(())
+    }
+
+    async fn quarantine(&self, begun: &Entry) -> Result<()> {
+        let Some(mut table) = self.backend.quarantine(begun.number).await? else { return Ok(()) };
+        let topic = self.log.topic(&self.topics.clicks).await?;
+        for (partition, offset) in &begun.quarantined {
+            let record = read_record(self.log, &topic, *partition, *offset).await?;
+            let error = match serde_json::from_slice::<click::Event>(&record.value) {
+                Ok(_) => "the engine could not decode it".to_string(),
+                Err(error) => error.to_string(),
+            };
+            let Record { partition, offset, appended_at, value: bytes } = record;
+            table.write(&[Quarantined { log_id: begun.log_id, partition, offset, appended_at, bytes, error }]).await?;
+        }
+        table.commit().await
+    }
+}
+
+/// A late click is added to its minute after the fact.
+fn correction(row: &RawRow) -> Correction {
+    Correction {
+        log_id: row.log_id,
+        partition: row.log_partition,
+        offset: row.log_offset,
+        count: Count { minute: row.minute(), dimensions: row.dimensions(), clicks: 1 },
+        kind: "late",
+        reason: format!("appended at {}", row.appended_at),
+    }
+}
+
+/// Reads one record of the clicks log.
+pub(crate) async fn read_record(log: &dyn Log, topic: &Topic, partition: Partition, offset: Offset) -> Result<Record> {
+    let held = log.held(topic, partition).await?;
+    if held.contains(&offset) {
+        let mut consumer = log.consumer(topic, &Offsets::from_iter([(partition, offset)])).await?;
+        for _ in 0..EMPTY_POLLS_MAX {
+            if let Some(record) = consumer.poll(1, POLL).await?.into_iter().next() {
+                return Ok(record);
+            }
+        }
+    }
+    Err(tally_log::LogError::OutOfRange { topic: topic.name.clone(), partition, offset, held }.into())
+}
+
+/// Reads a topic from one place to its end.
+pub(crate) struct Reader {
+    consumer: Box<dyn tally_log::Consumer>,
+    end: Offsets,
+}
+
+impl Reader {
+    pub async fn open(log: &dyn Log, topic: Topic, from: &Offsets) -> Result<Reader> {
+        let start: Offsets = (0..topic.partitions).map(|partition| (partition, from.get(partition))).collect();
+        let end = ends(log, &topic).await?;
+        Ok(Reader { consumer: log.consumer(&topic, &start).await?, end })
+    }
+
+    /// The next records; none at the end.
+    pub async fn next(&mut self) -> Result<Vec<Record>> {
+        for _ in 0..EMPTY_POLLS_MAX {
+            if reached(&self.consumer.next(), &self.end) {
+                return Ok(Vec::new());
+            }
+            let records = self.consumer.poll(ROWS, POLL).await?;
+            if !records.is_empty() {
+                return Ok(records);
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// The end of every partition of a topic.
+pub(crate) async fn ends(log: &dyn Log, topic: &Topic) -> Result<Offsets> {
+    let mut ends = Offsets::default();
+    for partition in 0..topic.partitions {
+        ends.set(partition, log.held(topic, partition).await?.end);
+    }
+    Ok(ends)
+}
+
+/// Whether a reader came to these ends.
+pub(crate) fn reached(next: &Offsets, ends: &Offsets) -> bool {
+    ends.iter().all(|(partition, end)| next.get(partition) >= end)
+}
+
+/// The positions that a closing still needs a row of.
+struct Wanted {
+    /// For each partition its first offset, and whether each offset from there on is there.
+    there: BTreeMap<Partition, (Offset, Vec<bool>)>,
+    left: u64,
+}
+
+impl Wanted {
+    fn new(last: &Entry, begun: &Entry) -> Self {
+        let (mut there, mut left) = (BTreeMap::new(), 0);
+        for (partition, end) in begun.positions.iter() {
+            let first = last.positions.get(partition);
+            let offsets = usize::try_from(end - first).unwrap_or(0);
+            left += offsets as u64;
+            there.insert(partition, (first, vec![false; offsets]));
+        }
+        let mut wanted = Wanted { there, left };
+        for (partition, offset) in &begun.quarantined {
+            wanted.take(*partition, *offset);
+        }
+        wanted
+    }
+
+    /// Takes a position, if it is wanted still.
+    fn take(&mut self, partition: Partition, offset: Offset) -> bool {
+        let Some((first, there)) = self.there.get_mut(&partition) else { return false };
+        let index = offset.checked_sub(*first).and_then(|index| usize::try_from(index).ok());
+        match index.and_then(|index| there.get_mut(index)) {
+            Some(there) if !*there => {
+                (*there, self.left) = (true, self.left - 1);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn first_missing(&self) -> Option<(Partition, Offset)> {
+        self.there.iter().find_map(|(partition, (first, there))| {
+            there.iter().position(|there| !there).map(|index| (*partition, first + index as Offset))
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! What can go wrong in the warehouse.
+
+use click::{LogId, Offset, Partition};
+use std::path::PathBuf;
+use tally_log::LogError;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Each says where, and what an operator can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("another process uses the warehouse in {}", .0.display())]
+    InUse(PathBuf),
+    /// Something on disk is not what was written. Never skipped, never guessed at.
+    #[error("{} is damaged: {what}", .file.display())]
+    Damaged { file: PathBuf, what: String },
+    #[error("table {table}: {what}")]
+    Table { table: &'static str, what: String },
+    #[error(transparent)]
+    File(#[from] tally_log::durable::FileError),
+    /// Put if absent: somebody was first.
+    #[error(
+        "table {table}: entry {number} was written by another loader, which is at work on the same warehouse; this one stops"
+    )]
+    Taken { table: &'static str, number: u64 },
+    #[error("no pipeline was deployed to this warehouse yet")]
+    NotDeployed,
+    #[error(
+        "the warehouse counts log {counted}, but topic {topic:?} is log {found}: it was made anew, and its positions mean nothing here"
+    )]
+    OtherLog { topic: String, counted: LogId, found: LogId },
+    /// What a closing must write is not in the result topic, though it was there when the closing began.
+    #[error(
+        "closing {number}: topic {topic:?} has no row of {partition}:{offset}; deploy again to count from the last closing on"
+    )]
+    RowGone { number: u64, topic: String, partition: Partition, offset: Offset },
+    /// The rows that were counted and the rows that are written differ: nothing more is written.
+    #[error("closing {number}: {what}; nothing of it counts before this is understood")]
+    Contradiction { number: u64, what: String },
+    #[error("a task of the loader died: {0}")]
+    Died(String),
+}

@@ -1,0 +1,35 @@
+//! The warehouse: what is final, how it becomes final, and the reports over it.
+//!
+//! # Layout
+//!
+//! In the order in which a click gets here:
+//!
+//! * [`rows`]: the rows that a pipeline writes to its two result topics
+//! * `open`: rows whose minute is not final yet, in a few bytes each
+//! * [`sequence`]: the numbered entries, deployments and closings, that say what is final
+//! * `loader`: [`Loader`] reads the result topics and decides when minutes are final
+//! * `closing`: writes a closing, once, whatever dies in between
+//! * [`backend`]: the interface of the tables; the loader knows nothing else of them
+//! * [`delta`]: the tables on Delta Lake, with `store`, files that are on disk when a call returns, and `query`
+//! * `live`: the counts that are not final yet, published together with the tables they continue
+//! * [`report`]: what a report asks and answers
+//! * `warehouse`: [`Warehouse`], which ties them together
+
+#![forbid(unsafe_code)]
+
+pub mod backend;
+mod closing;
+pub mod delta;
+mod error;
+mod live;
+mod loader;
+mod open;
+pub mod report;
+pub mod rows;
+pub mod sequence;
+mod warehouse;
+
+pub use error::{Error, Result};
+pub use loader::{Loader, Status, Step};
+pub use sequence::Deployment;
+pub use warehouse::{Settings, Topics, Warehouse};

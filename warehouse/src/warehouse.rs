@@ -1,0 +1,239 @@
+//! The warehouse as a whole.
+
+use crate::backend::Backend;
+use crate::closing::{Closer, ends};
+use crate::delta::Delta;
+use crate::error::{Error, Result};
+use crate::live::Live;
+use crate::loader::Status;
+use crate::report::{Report, ReportError, ReportQuery, Reports};
+use crate::sequence::{Deployment, Entry, Kind, ResultPositions, Sequence};
+use async_trait::async_trait;
+use click::{Clock, Lateness, Millis, Minute, Offsets};
+use std::path::Path;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tally_log::{Log, Topic, durable};
+
+/// What can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// The same that the pipeline is given.
+    pub lateness: Lateness,
+    /// How long a record may have no raw row while a later one has, before it is looked at in the log, in
+    /// milliseconds of the clock.
+    pub hole_ms: i64,
+    /// Minutes that one closing takes at most: bounds what a closing holds in memory.
+    pub minutes_max: u32,
+    /// With more open rows than this no more are read while a minute could close: bounds the memory, 24 bytes a row.
+    pub open_rows_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { lateness: Lateness::DEFAULT, hole_ms: 2_000, minutes_max: 15, open_rows_max: 12_000_000 }
+    }
+}
+
+/// Names of the topics of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    pub clicks: String,
+    pub raw_clicks: String,
+    pub clicks_by_minute: String,
+}
+
+impl Default for Topics {
+    fn default() -> Self {
+        let [clicks, raw_clicks, clicks_by_minute] = ["clicks", "raw_clicks", "clicks_by_minute"].map(String::from);
+        Topics { clicks, raw_clicks, clicks_by_minute }
+    }
+}
+
+/// A handle on the warehouse. Cheap to clone; answers reports.
+#[derive(Clone)]
+pub struct Warehouse(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub backend: Arc<dyn Backend>,
+    pub settings: Settings,
+    pub clock: Arc<dyn Clock>,
+    pub live: Live,
+    /// Held while an entry is written, so that there is one writer at a time.
+    pub sequence: tokio::sync::Mutex<Option<Sequence>>,
+    /// The deployed version, 0 for none: a loader sees by it that it has to begin anew.
+    pub version: AtomicI64,
+    status: Mutex<Status>,
+    /// Keeps other processes out.
+    _lock: Option<durable::File>,
+}
+
+impl Warehouse {
+    /// Opens the warehouse on Delta Lake in this folder, made if there is none. What is damaged in it is named.
+    pub async fn open(dir: &Path, settings: Settings, clock: Arc<dyn Clock>) -> Result<Warehouse> {
+        durable::create_dir_all(dir)?;
+        let lock = durable::File::lock(&dir.join("lock"))?.ok_or_else(|| Error::InUse(dir.to_path_buf()))?;
+        let backend = Arc::new(Delta::open(dir).await?);
+        Warehouse::new(backend, settings, clock, Some(lock)).await
+    }
+
+    /// A warehouse on other tables. The caller sees to it that one process uses them.
+    pub async fn open_on(backend: Arc<dyn Backend>, settings: Settings, clock: Arc<dyn Clock>) -> Result<Warehouse> {
+        Warehouse::new(backend, settings, clock, None).await
+    }
+
+    async fn new(
+        backend: Arc<dyn Backend>,
+        settings: Settings,
+        clock: Arc<dyn Clock>,
+        lock: Option<durable::File>,
+    ) -> Result<Warehouse> {
+        let sequence = Sequence::of(backend.entries().await?);
+        let last = sequence.as_ref().map(|sequence| &sequence.last);
+        let through = last.map_or(Minute::from_number(0), |last| last.through);
+        let view = backend.view(last.map_or(0, |last| last.number)).await?;
+        let live = Live::new(through, view, last.map_or(Millis::default(), |last| last.finalized_at));
+        let version = AtomicI64::new(sequence.as_ref().map_or(0, |sequence| sequence.deployment.version));
+        let status = Mutex::new(Status { complete_through: through.start(), ..Status::default() });
+        let sequence = tokio::sync::Mutex::new(sequence);
+        Ok(Warehouse(Arc::new(Inner { backend, settings, clock, live, sequence, version, status, _lock: lock })))
+    }
+
+    /// The pipeline with this digest counts from here on. If it is the one that does already, nothing changes; else
+    /// it is a new version, which starts where the last closing ended. Returns before the engine is started: what it
+    /// writes afterwards counts.
+    pub async fn deploy(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
+        self.deploy_if(log, topics, digest, false).await
+    }
+
+    /// The same, also if the digest has not changed: the way back for an engine that lost its way, or for result
+    /// topics that were not read in time.
+    pub async fn deploy_again(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
+        self.deploy_if(log, topics, digest, true).await
+    }
+
+    async fn deploy_if(&self, log: &dyn Log, topics: &Topics, digest: &str, again: bool) -> Result<Deployment> {
+        let mut sequence = self.0.sequence.lock().await;
+        let clicks = log.topic(&topics.clicks).await?;
+        if let Some(sequence) = &*sequence {
+            check_log(sequence, &clicks)?;
+            let Entry { version, positions, .. } = &sequence.deployment;
+            if sequence.deployment.digest == digest && !again {
+                return Ok(Deployment { version: *version, positions: positions.clone(), new: false });
+            }
+        }
+        // A closing that began is carried out first, by the rules that it began under.
+        self.finish_begun(&mut sequence, log, topics).await?;
+        let now = self.0.clock.now();
+        // Rows that stand in the result topics before this moment are of earlier deployments, or of none.
+        let result_positions = ResultPositions {
+            raw_clicks: ends(log, &log.topic(&topics.raw_clicks).await?).await?,
+            clicks_by_minute: ends(log, &log.topic(&topics.clicks_by_minute).await?).await?,
+        };
+        let (number, version, through, positions, finalized_at) = match &*sequence {
+            Some(Sequence { last, deployment, .. }) => {
+                let (through, positions) = (last.through, last.positions.clone());
+                (last.number + 1, deployment.version + 1, through, positions, now.max(last.finalized_at))
+            }
+            None => {
+                let (positions, first) = beginning(log, &clicks).await?;
+                let through = self.0.settings.lateness.watermark(first.map_or(now, |first| first.min(now))).minute();
+                (0, 1, through, positions, now)
+            }
+        };
+        let entry = Entry {
+            number,
+            kind: Kind::Deployment,
+            through,
+            log_id: clicks.log_id,
+            positions: positions.clone(),
+            result_positions,
+            version,
+            digest: digest.to_string(),
+            quarantined: Vec::new(),
+            finalized_at,
+        };
+        self.0.backend.put_entry(&entry).await?;
+        *sequence = Some(Sequence { last: entry.clone(), deployment: entry, begun: None });
+        self.0.live.write().through = through;
+        self.0.status().complete_through = through.start();
+        self.0.version.store(version, Ordering::SeqCst);
+        tracing::info!(version, %through, "pipeline deployed");
+        Ok(Deployment { version, positions, new: true })
+    }
+
+    /// Every deployment so far, oldest first.
+    pub async fn deployments(&self) -> Result<Vec<Entry>> {
+        let mut deployments = self.0.backend.entries().await?;
+        deployments.retain(|entry| entry.kind == Kind::Deployment);
+        deployments.sort_by_key(|entry| entry.version);
+        Ok(deployments)
+    }
+
+    /// Carries out a closing that a crash left behind.
+    pub(crate) async fn finish_begun(
+        &self,
+        sequence: &mut Option<Sequence>,
+        log: &dyn Log,
+        topics: &Topics,
+    ) -> Result<()> {
+        let Some(Sequence { last, begun, .. }) = sequence else { return Ok(()) };
+        let Some(entry) = begun.as_ref() else { return Ok(()) };
+        tracing::info!(number = entry.number, "finishing a closing that was interrupted");
+        let Inner { backend, clock, live, .. } = &*self.0;
+        let closer = Closer { backend: &**backend, log, topics, clock: &**clock };
+        let closing = closer.carry_out(last, entry, None).await?;
+        let view = backend.view(closing.number).await?;
+        {
+            let mut live = live.write();
+            (live.through, live.view) = (closing.through, view);
+        }
+        (*last, *begun) = (closing, None);
+        Ok(())
+    }
+
+    /// How the loader is doing.
+    pub fn status(&self) -> Status {
+        self.0.status().clone()
+    }
+}
+
+impl Inner {
+    pub fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().expect("no one panics with this lock held")
+    }
+}
+
+#[async_trait]
+impl Reports for Warehouse {
+    async fn report(&self, query: &ReportQuery) -> std::result::Result<Report, ReportError> {
+        self.0.live.report(query).await
+    }
+}
+
+/// All positions are about one life of the topic.
+pub(crate) fn check_log(sequence: &Sequence, clicks: &Topic) -> Result<()> {
+    let counted = sequence.last.log_id;
+    if counted == clicks.log_id {
+        return Ok(());
+    }
+    Err(Error::OtherLog { topic: clicks.name.clone(), counted, found: clicks.log_id })
+}
+
+/// The first position that is held of every partition, and the append time of the first record of all.
+async fn beginning(log: &dyn Log, clicks: &Topic) -> Result<(Offsets, Option<Millis>)> {
+    let (mut positions, mut first) = (Offsets::default(), None::<Millis>);
+    for partition in 0..clicks.partitions {
+        let held = log.held(clicks, partition).await?;
+        positions.set(partition, held.start);
+        if held.is_empty() {
+            continue;
+        }
+        let start = Offsets::from_iter([(partition, held.start)]);
+        let records = log.consumer(clicks, &start).await?.poll(1, Duration::from_secs(10)).await?;
+        let appended_at = records.first().map(|record| record.appended_at);
+        first = [first, appended_at].into_iter().flatten().min();
+    }
+    Ok((positions, first))
+}

@@ -1,0 +1,234 @@
+//! The loader dies before and after each step of a closing; the next one carries it out. Every table is then what it
+//! would have been, once.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use async_trait::async_trait;
+use click::{Millis, Minute, Offsets};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use warehouse::backend::{Backend, Billable, Rows, StepRows, View};
+use warehouse::delta::Delta;
+use warehouse::rows::{Correction, Count, Quarantined, RawRow};
+use warehouse::sequence::Entry;
+use warehouse::{Error, Result, Warehouse};
+use world::*;
+
+/// Dies at the k-th place, and at every later one.
+struct Dying {
+    tables: Delta,
+    left: Arc<AtomicI64>,
+}
+
+fn place(left: &AtomicI64) -> Result<()> {
+    if left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(Error::Died("as it should".into())) }
+}
+
+impl Dying {
+    fn rows<T: Sync + 'static>(&self, rows: StepRows<T>) -> Result<StepRows<T>> {
+        place(&self.left)?;
+        Ok(rows.map(|rows| Box::new(DyingRows { rows, left: self.left.clone() }) as Box<dyn Rows<T>>))
+    }
+}
+
+struct DyingRows<T> {
+    rows: Box<dyn Rows<T>>,
+    left: Arc<AtomicI64>,
+}
+
+#[async_trait]
+impl<T: Sync + 'static> Rows<T> for DyingRows<T> {
+    async fn write(&mut self, rows: &[T]) -> Result<()> {
+        place(&self.left)?;
+        self.rows.write(rows).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        place(&self.left)?;
+        self.rows.commit().await?;
+        place(&self.left)
+    }
+}
+
+#[async_trait]
+impl Backend for Dying {
+    async fn entries(&self) -> Result<Vec<Entry>> {
+        self.tables.entries().await
+    }
+
+    async fn put_entry(&self, entry: &Entry) -> Result<()> {
+        place(&self.left)?;
+        self.tables.put_entry(entry).await?;
+        place(&self.left)
+    }
+
+    async fn raw_clicks(&self, number: u64) -> Result<StepRows<RawRow>> {
+        self.rows(self.tables.raw_clicks(number).await?)
+    }
+
+    async fn quarantine(&self, number: u64) -> Result<StepRows<Quarantined>> {
+        self.rows(self.tables.quarantine(number).await?)
+    }
+
+    async fn click_corrections(&self, number: u64) -> Result<StepRows<Correction>> {
+        self.rows(self.tables.click_corrections(number).await?)
+    }
+
+    async fn clicks_by_minute(&self, number: u64) -> Result<StepRows<Count>> {
+        self.rows(self.tables.clicks_by_minute(number).await?)
+    }
+
+    async fn roll_up(&self, number: u64, from: Minute, through: Minute) -> Result<()> {
+        place(&self.left)?;
+        self.tables.roll_up(number, from, through).await?;
+        place(&self.left)
+    }
+
+    async fn tidy(&self, from: Minute, through: Minute) -> Result<()> {
+        place(&self.left)?;
+        self.tables.tidy(from, through).await?;
+        place(&self.left)
+    }
+
+    async fn billable(&self, minutes: Range<Minute>, before_time: Millis, before: &Offsets) -> Result<Vec<Billable>> {
+        self.tables.billable(minutes, before_time, before).await
+    }
+
+    async fn view(&self, last: u64) -> Result<Arc<dyn View>> {
+        self.tables.view(last).await
+    }
+}
+
+/// Opens the world of a folder on tables that die at the k-th place.
+async fn dying(dir: &Path, now: Millis, places: i64) -> (World, Arc<AtomicI64>) {
+    let left = Arc::new(AtomicI64::new(places));
+    let clock = Arc::new(click::ManualClock::new(now));
+    let tables = Delta::open(&dir.join("warehouse")).await.unwrap();
+    let backend = Arc::new(Dying { tables, left: left.clone() });
+    let warehouse = Warehouse::open_on(backend, settings(), clock.clone()).await.unwrap();
+    let log = World::open_log(dir, &clock);
+    (World::with(dir, clock, log, warehouse).await, left)
+}
+
+/// Everything that a closing can hold: clicks of two versions, late ones, undecodable records, the end of a quarter
+/// hour and of a day; nothing of it is closed yet.
+async fn prepare(dir: &Path) -> Millis {
+    let evening = at("23:40:00");
+    let mut world = World::open(dir, evening).await;
+    world.deploy("one").await;
+    world.billable(0, at("23:40:10"), "ad_1").await;
+    world.billable(1, at("23:45:10"), "ad_22").await;
+    world.pass(at("23:46:30")).await;
+    assert_eq!(world.load().await, minute("23:41"));
+    world.loader = None;
+    world.windows.clear();
+    let deployment = world.deploy("two").await;
+    // What the first version read from P on, the second one reads again.
+    for partition in 0..PARTITIONS {
+        let offset = deployment.positions.get(partition);
+        world.judge(partition, offset, at("23:46:30"), at("23:46:30"), None, "heartbeat");
+    }
+    for second in 0..60 {
+        let clicked = at("23:47:00").plus(second * 17_000);
+        world.billable((second % 2) as i32, clicked, ["ad_1", "ad_22"][(second % 3 == 0) as usize]).await;
+        if second % 7 == 0 {
+            world.click(1, clicked.plus(-400_000), clicked, "ad_1", "late").await;
+        }
+        if second % 20 == 0 {
+            world.record(0, clicked, b"no click").await;
+        }
+    }
+    let end = at("23:59:00").plus(14 * 60_000);
+    world.heartbeat(end).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(end).await;
+    end.plus(10_000)
+}
+
+/// Lets the loader do all that it can do, holes included.
+async fn to_the_end(world: &mut World) -> Result<Millis> {
+    world.try_load().await?;
+    world.clock.set(click::Clock::now(&*world.clock).plus(2_000));
+    world.try_load().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_step_is_done_once_whatever_dies() {
+    let start = tempfile::tempdir().unwrap();
+    let now = prepare(start.path()).await;
+
+    let whole = tempfile::tempdir().unwrap();
+    copy(start.path(), whole.path());
+    let mut world = World::open(whole.path(), now).await;
+    assert_eq!(to_the_end(&mut world).await.unwrap(), minute("23:59").plus(8 * 60_000));
+    let (rows, report) = (world.by_minute().await, world.report(&total()).await);
+    assert_eq!(report.clicks, 2 + 60 + 9);
+    drop(world);
+    let expected = dump(&whole.path().join("warehouse")).await;
+    for table in ["raw_clicks", "quarantine", "click_corrections", "clicks_by_quarter_hour", "clicks_by_day"] {
+        assert!(expected[table].len() > 1, "{table} has no rows");
+    }
+
+    let mut died = 0;
+    for places in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        copy(start.path(), dir.path());
+        let (mut world, left) = dying(dir.path(), now, places).await;
+        let ended = to_the_end(&mut world).await;
+        if left.load(Ordering::SeqCst) >= 0 {
+            ended.unwrap();
+            break;
+        }
+        assert!(ended.is_err());
+        died += 1;
+        drop(world);
+        // More rows have come meanwhile: the closing that began must not reach further for it.
+        let mut world = World::open(dir.path(), now).await;
+        // Every second time the next thing is a deployment, which carries it out as well.
+        if places % 2 == 1 {
+            let same = world.deploy("two").await;
+            assert!(!same.new);
+        }
+        to_the_end(&mut world).await.unwrap();
+        assert_eq!((world.by_minute().await, world.report(&total()).await.clicks), (rows.clone(), report.clicks));
+        drop(world);
+        let mut found = dump(&dir.path().join("warehouse")).await;
+        let mut expected = expected.clone();
+        // The same minutes may be cut into closings in another way, if it died before the first began.
+        for tables in [&mut found, &mut expected] {
+            let closings = tables.remove("closings").unwrap();
+            assert!(closings.len() > 3);
+        }
+        assert_eq!(found, expected, "died at place {places}");
+    }
+    assert!(died > 20, "{died} places");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closing_that_began_reaches_no_further_when_it_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path()).await;
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.pass(at("12:06:30")).await;
+    let now = at("12:06:30");
+    drop(world);
+    // Dies with the raw rows of a closing through 12:01 written, and nothing else.
+    let (mut world, _) = dying(dir.path(), now, 7).await;
+    assert!(world.try_load().await.is_err());
+    drop(world);
+    let mut world = World::open(dir.path(), now).await;
+    let raw = dump(&dir.path().join("warehouse")).await["raw_clicks"].len();
+    assert_eq!(raw, 2, "a head and a row");
+    // An hour goes by before it is started again.
+    world.billable(0, at("12:07:10"), "ad_1").await;
+    world.billable(0, at("12:30:10"), "ad_1").await;
+    world.pass(at("13:06:30")).await;
+    // A deployment in between finishes the closing by its own rules.
+    let deployment = world.deploy("two").await;
+    assert_eq!(deployment.positions.get(0), 1, "{deployment:?}");
+    assert_eq!(world.warehouse.status().complete_through, minute("12:01"));
+    assert_eq!(world.report(&total()).await.clicks, 1);
+}

@@ -1,0 +1,185 @@
+//! Reports against a recount of the clicks by hand.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use click::{Millis, Minute};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use warehouse::Warehouse;
+use warehouse::report::{Dimension, Order, ReportQuery, ReportRow, Reports, TimeUnit};
+use world::*;
+
+/// What was billed: minute, ad, campaign.
+type Billed = Vec<(Minute, String, String)>;
+
+struct Played {
+    runtime: tokio::runtime::Runtime,
+    warehouse: Warehouse,
+    billed: Billed,
+    through: Millis,
+    dir: tempfile::TempDir,
+}
+
+/// Twenty-eight hours of clicks, so that a whole day, hours and quarter hours are closed, with ragged ends, late
+/// clicks that are corrected or not yet, and open minutes.
+fn played() -> &'static Played {
+    static PLAYED: OnceLock<Played> = OnceLock::new();
+    PLAYED.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (warehouse, billed, through) = runtime.block_on(play(dir.path()));
+        Played { runtime, warehouse, billed, through, dir }
+    })
+}
+
+async fn play(dir: &std::path::Path) -> (Warehouse, Billed, Millis) {
+    let start = at("21:07:00").plus(-24 * 60 * Minute::MS);
+    let mut world = World::open(dir, start).await;
+    world.deploy("one").await;
+    let (mut billed, mut random) = (Vec::new(), 88_172_645_463_325_252_u64);
+    let mut now = start;
+    for step in 0..560 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        now = now.plus(60_000 + (random % 240_000) as i64);
+        let (ad, partition) =
+            (["ad_1", "ad_22", "ad_333", "ad_4"][(random >> 20) as usize % 4], (random >> 30) as i32 & 1);
+        let (clicked, verdict) = match (random >> 40) % 10 {
+            0 => (now.plus(-600_000), "late"),
+            1 => (now, "duplicate"),
+            2 => (now.plus(-250_000), "billable"),
+            _ => (now, "billable"),
+        };
+        world.click(partition, clicked, now, ad, verdict).await;
+        if verdict != "duplicate" {
+            billed.push((clicked.minute(), ad.to_string(), campaign(ad)));
+        }
+        if step % 9 == 0 {
+            world.pass(now.plus(1)).await;
+        }
+        if step % 90 == 0 {
+            world.load().await;
+        }
+    }
+    world.pass(now.plus(1)).await;
+    let through = world.load().await;
+    (world.warehouse, billed, through)
+}
+
+/// The answer by hand.
+fn recount(
+    billed: &Billed,
+    through: Millis,
+    query: &ReportQuery,
+) -> (Vec<(Option<Millis>, Vec<Arc<str>>, i64)>, i64, i64) {
+    let mut groups: BTreeMap<(Option<Millis>, Vec<Arc<str>>), i64> = BTreeMap::new();
+    let (mut total, mut open) = (0, 0);
+    for (minute, ad, campaign) in billed {
+        let value = |dimension: &Dimension| -> Arc<str> {
+            match dimension {
+                Dimension::AdId => ad.as_str().into(),
+                Dimension::CampaignId => campaign.as_str().into(),
+                Dimension::PublisherId => "pub".into(),
+                Dimension::Country => "DE".into(),
+                Dimension::Device => "mobile".into(),
+            }
+        };
+        let at = minute.start();
+        let wanted = query.filters.iter().all(|(dimension, allowed)| allowed.iter().any(|a| **a == *value(dimension)));
+        if at < query.from || at >= query.to || !wanted {
+            continue;
+        }
+        let unit = query.time.map(|unit| match unit {
+            TimeUnit::Minute => 60_000,
+            TimeUnit::Hour => 3_600_000,
+            TimeUnit::Day => 86_400_000,
+        });
+        let time = unit.map(|ms| Millis::new(at.get().div_euclid(ms) * ms));
+        *groups.entry((time, query.dimensions.iter().map(value).collect())).or_default() += 1;
+        total += 1;
+        open += i64::from(at >= through);
+    }
+    let mut rows: Vec<_> = groups.into_iter().map(|((time, values), clicks)| (time, values, clicks)).collect();
+    if query.order == Order::ClicksDescending {
+        rows.sort_by_key(|row| std::cmp::Reverse(row.2));
+    }
+    (rows, total, open)
+}
+
+fn queries() -> impl Strategy<Value = ReportQuery> {
+    let dimension = || {
+        prop::sample::select(vec![
+            Dimension::AdId,
+            Dimension::CampaignId,
+            Dimension::PublisherId,
+            Dimension::Country,
+            Dimension::Device,
+        ])
+    };
+    let filters = prop::collection::btree_map(
+        prop::sample::select(vec![Dimension::AdId, Dimension::CampaignId, Dimension::Device]),
+        prop::collection::vec(prop::sample::select(vec!["ad_1", "ad_22", "cmp_1", "cmp_2", "mobile", "x'; --"]), 0..4),
+        0..2,
+    );
+    let unit = prop::sample::select(vec![None, Some(TimeUnit::Minute), Some(TimeUnit::Hour), Some(TimeUnit::Day)]);
+    let dimensions = prop::collection::btree_set(dimension(), 0..4);
+    let order = prop::sample::select(vec![Order::Columns, Order::ClicksDescending]);
+    let limit = prop::sample::select(vec![1_usize, 3, 1_000]);
+    let range = (-1_600_i64..1_600, 0_i64..3_300, any::<bool>());
+    (range, filters, unit, dimensions, order, limit).prop_map(
+        |((from, length, days), filters, time, dimensions, order, limit)| {
+            let midnight = at("00:00:00").minute().number();
+            let whole = |number: i64| if days { number.div_euclid(1440) * 1440 } else { number };
+            let (from, to) = (midnight + whole(from), midnight + whole(from + length));
+            let filters =
+                filters.into_iter().map(|(d, allowed)| (d, allowed.into_iter().map(String::from).collect())).collect();
+            let [from, to] = [from, to].map(|number| Minute::from_number(number).start());
+            ReportQuery { from, to, filters, time, dimensions: dimensions.into_iter().collect(), limit, order }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn a_report_equals_a_recount(query in queries()) {
+        let Played { runtime, warehouse, billed, through, .. } = played();
+        let report = runtime.block_on(warehouse.report(&query)).unwrap();
+        let (mut expected, total, open) = recount(billed, *through, &query);
+        prop_assert_eq!(report.complete_through, *through);
+        prop_assert_eq!(report.clicks, total);
+        // Late clicks whose correction is not written count as well.
+        prop_assert!(report.provisional_clicks >= open);
+        prop_assert_eq!(report.truncated, expected.len() > query.limit);
+        expected.truncate(query.limit);
+        let rows: Vec<_> = report.rows.iter().map(|ReportRow { time, values, clicks, .. }| (*time, values.clone(), *clicks)).collect();
+        prop_assert_eq!(rows, expected);
+        if query.to <= *through && report.provisional_clicks == 0 {
+            prop_assert!(report.rows.iter().all(|row| !row.provisional));
+        }
+        if query.from >= *through {
+            prop_assert!(report.rows.iter().all(|row| row.provisional));
+        }
+    }
+}
+
+#[test]
+fn the_tables_agree_with_each_other() {
+    let Played { runtime, warehouse, dir, .. } = played();
+    let tables = runtime.block_on(dump(&dir.path().join("warehouse")));
+    assert!(tables["clicks_by_day"].len() > 2, "a day was closed");
+    assert!(tables["clicks_by_quarter_hour"].len() > 50 && tables["click_corrections"].len() > 10);
+    let files = runtime.block_on(async {
+        let path = dir.path().join("warehouse/clicks_by_minute");
+        let url = deltalake_core::ensure_table_uri(path.to_str().unwrap()).unwrap();
+        deltalake_core::open_table(url).await.unwrap().get_file_uris().unwrap().count()
+    });
+    assert!(files < 40 && tables["closings"].len() > 100, "the small files of passed hours are merged: {files}");
+    let report = runtime.block_on(warehouse.report(&total())).unwrap();
+    let raw = &tables["raw_clicks"];
+    let counted = |verdict: &str| raw.iter().filter(|row| row.contains(&format!("| {verdict} "))).count() as i64;
+    assert!(report.clicks - report.provisional_clicks <= counted("billable") + counted("late"));
+}

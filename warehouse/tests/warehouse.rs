@@ -1,0 +1,434 @@
+//! When a minute is final, and what is never counted. `crash.rs` lets the loader die, `reports.rs` asks for reports.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use click::{Clock, Millis};
+use serde_json::json;
+use std::sync::Arc;
+use tally_log::Log;
+use warehouse::report::{Dimension, Reports};
+use warehouse::{Error, Loader, Topics, Warehouse};
+use world::*;
+
+fn temp() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[tokio::test]
+async fn a_minute_closes_at_its_time_and_not_before() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    assert_eq!(world.load().await, minute("11:54"), "5:30 before the deployment");
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.billable(1, at("12:00:59.999"), "ad_1").await;
+    world.billable(1, at("12:01:00"), "ad_1").await;
+    world.pass(at("12:06:29.999")).await;
+    assert_eq!(world.load().await, minute("12:00"), "silent minutes close too");
+    let provisional = [("12:00".to_string(), "ad_1".to_string(), 2, true), ("12:01".into(), "ad_1".into(), 1, true)];
+    assert_eq!(world.by_minute().await, provisional);
+
+    // One partition alone is not enough.
+    world.heartbeat_in(0, at("12:06:30")).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:06:30")).await;
+    assert_eq!(world.load().await, minute("12:00"));
+    world.heartbeat_in(1, at("12:06:30")).await;
+    world.write_rows(|_| true).await;
+    assert_eq!(world.load().await, minute("12:01"));
+    let rows = world.by_minute().await;
+    assert_eq!(rows.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>(), [(2, false), (1, true)]);
+    assert_eq!(world.waiting(), "");
+}
+
+#[tokio::test]
+async fn many_silent_minutes_close_and_the_same_digest_changes_nothing() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    world.pass(at("13:00:00")).await;
+    assert_eq!(world.load().await, minute("12:54"));
+    let again = world.deploy("one").await;
+    assert!(!again.new && again.version == 1);
+    let mut world = world.restart().await;
+    assert_eq!(world.load().await, minute("12:54"));
+    assert!(!world.deploy("one").await.new);
+    let two = world.deploy("two").await;
+    assert!(two.new && two.version == 2 && two.positions.iter().all(|(_, offset)| offset == 0), "{two:?}");
+}
+
+/// A click in each of two minutes, all rows written but for what `change` does, and the time in which both close.
+async fn two_minutes(world: &mut World) {
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.billable(0, at("12:00:11"), "ad_1").await;
+    world.billable(1, at("12:01:10"), "ad_22").await;
+    world.heartbeat(at("12:07:30")).await;
+}
+
+#[tokio::test]
+async fn a_minute_row_that_does_not_come_is_waited_for() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    assert_eq!(world.load().await, minute("12:00"));
+    assert!(world.waiting().contains("the engine says 0, raw rows say 2"), "{}", world.waiting());
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    assert_eq!(world.waiting(), "");
+}
+
+#[tokio::test]
+async fn a_raw_row_that_does_not_come_is_an_alarm() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    let rows = world.rows.clone();
+    world.write_rows(|row| row.position != (0, 1)).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"), "a gap holds up everything after it");
+    assert_eq!(world.waiting(), "", "rows may be on their way");
+    world.clock.set(world.clock.now().plus(2_000));
+    assert_eq!(world.load().await, minute("11:54"));
+    assert!(world.waiting().starts_with("the engine skipped a record at "), "{}", world.waiting());
+    assert!(world.waiting().ends_with(":0:1"), "{}", world.waiting());
+    let row = rows.iter().find(|row| row.position == (0, 1)).unwrap();
+    world.write_raw(&row.json).await;
+    assert_eq!(world.load().await, minute("12:02"));
+}
+
+#[tokio::test]
+async fn a_raw_row_that_changed_on_its_way_is_seen() {
+    // The claim was lost: billable became duplicate, the engine's minute says otherwise.
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.rows[1].json["verdict"] = json!("duplicate");
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:00"));
+    assert!(world.waiting().contains("the engine says 2, raw rows say 1"), "{}", world.waiting());
+
+    // Half a row is no row.
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    let half = world.rows[1].json.to_string();
+    world.write_rows(|row| row.position != (0, 1)).await;
+    let raw = world.log.topic("raw_clicks").await.unwrap();
+    world.log.append(&raw, 0, half.into_bytes()[..100].to_vec().into()).await.unwrap().await.unwrap();
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    assert_eq!(world.warehouse.status().unreadable, 1);
+}
+
+#[tokio::test]
+async fn two_rows_of_one_key_that_differ_stop_the_minute() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.rows.push(world.rows[0].clone());
+    world.rows.last_mut().unwrap().json["ad_id"] = json!("ad_2");
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    assert!(world.waiting().contains("two raw rows of"), "{}", world.waiting());
+
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    let (key, clicks) = world.windows.first_key_value().map(|(key, clicks)| (key.clone(), *clicks)).unwrap();
+    world.write_minutes(at("12:07:30")).await;
+    world.write_minute(&world.minute_row(key.0, &key.1, clicks + 1)).await;
+    assert_eq!(world.load().await, minute("12:00"));
+    assert!(world.waiting().contains("the engine says 2 and 3"), "{}", world.waiting());
+}
+
+#[tokio::test]
+async fn what_is_final_never_changes() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    let (rows, windows) = (world.rows.clone(), world.windows.clone());
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    let before = world.by_minute().await;
+
+    // A replay says the same: nothing happens.
+    for row in &rows {
+        world.write_raw(&row.json).await;
+    }
+    for ((minute, values), clicks) in &windows {
+        world.write_minute(&world.minute_row(*minute, values, *clicks)).await;
+    }
+    world.load().await;
+    let status = world.warehouse.status();
+    // The heartbeats at the end are not in the warehouse yet; they are replayed all the same.
+    assert_eq!((status.refused, status.replayed), (0, rows.len() as u64 + windows.len() as u64));
+    assert_eq!(status.rows, rows.len() as u64);
+
+    // Something else is refused.
+    let ((minute, values), clicks) = windows.first_key_value().unwrap();
+    world.write_minute(&world.minute_row(*minute, values, clicks + 1)).await;
+    world.write_minute(&world.minute_row(*minute, &values.clone().map(|_| "other".into()), 1)).await;
+    world.load().await;
+    assert_eq!(world.warehouse.status().refused, 2);
+    assert_eq!(world.by_minute().await, before);
+    assert!(before.iter().all(|row| !row.3));
+}
+
+#[tokio::test]
+async fn undecided_rows_hold_the_minute_until_they_are_decided() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    let decided = world.rows[1].json.clone();
+    world.rows[1].json["verdict"] = json!("undecided");
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    assert!(world.waiting().contains("no answer about the claim"), "{}", world.waiting());
+    world.write_raw(&decided).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    let raw = &dump(&dir.path().join("warehouse")).await["raw_clicks"];
+    assert!(!raw.iter().any(|row| row.contains("undecided")), "{raw:?}");
+}
+
+#[tokio::test]
+async fn a_billable_row_that_is_late_is_impossible() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    world.click(0, at("12:00:10"), at("12:05:10.001"), "ad_1", "billable").await;
+    world.pass(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    assert!(world.waiting().contains("came too late"), "{}", world.waiting());
+}
+
+#[tokio::test]
+async fn a_late_click_is_a_correction() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    world.click(1, at("12:00:30"), at("12:08:00"), "ad_1", "late").await;
+    world.write_rows(|_| true).await;
+    world.load().await;
+    let rows = world.by_minute().await;
+    assert_eq!((rows[0].2, rows[0].3), (3, true), "closed and pending: {rows:?}");
+    let report = world.report(&total()).await;
+    assert_eq!((report.clicks, report.provisional_clicks), (4, 1));
+
+    world.pass(at("12:14:00")).await;
+    assert_eq!(world.load().await, minute("12:08"));
+    let rows = world.by_minute().await;
+    assert_eq!((rows[0].2, rows[0].3), (3, false), "{rows:?}");
+    let report = world.report(&total()).await;
+    assert_eq!((report.clicks, report.provisional_clicks), (4, 0));
+    let tables = dump(&dir.path().join("warehouse")).await;
+    assert_eq!(tables["click_corrections"].len(), 2, "a head and a row: {:?}", tables["click_corrections"]);
+    assert!(tables["clicks_by_minute"].iter().any(|row| row.contains("2026-04-20T12:00:00Z") && row.contains("| 2 ")));
+}
+
+#[tokio::test]
+async fn a_record_that_is_no_click_goes_to_quarantine() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.record(0, at("12:00:11"), b"{\"kind\":\"click\",\"clickId\":\xff").await;
+    world.record(0, at("12:00:11"), b"").await;
+    world.billable(0, at("12:00:12"), "ad_1").await;
+    world.pass(at("12:06:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    world.clock.set(world.clock.now().plus(2_000));
+    assert_eq!(world.load().await, minute("12:01"));
+    assert_eq!(world.warehouse.status().quarantined, 2);
+    let tables = dump(&dir.path().join("warehouse")).await;
+    assert_eq!((tables["quarantine"].len(), world.by_minute().await[0].2), (3, 2));
+}
+
+#[tokio::test]
+async fn a_second_loader_stops() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    let second = Warehouse::open(&dir.path().join("warehouse"), settings(), world.clock.clone()).await;
+    assert!(matches!(second.err().unwrap(), Error::InUse(_)));
+
+    // One that got past the lock, on another machine: its number is taken.
+    let backend = Arc::new(warehouse::delta::Delta::open(&dir.path().join("warehouse")).await.unwrap());
+    let second = Warehouse::open_on(backend, settings(), world.clock.clone()).await.unwrap();
+    let log: Arc<dyn Log> = world.log.clone();
+    let mut second = Loader::start(&second, log, Topics::default()).await.unwrap();
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    let error = second.step().await.unwrap_err();
+    assert!(matches!(error, Error::Taken { .. }), "{error}");
+    assert_eq!(world.report(&total()).await.clicks, 3);
+}
+
+#[tokio::test]
+async fn a_new_version_takes_over_in_the_middle_of_a_minute() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.billable(0, at("12:05:20"), "ad_1").await;
+    world.pass(at("12:06:30")).await;
+    // Before P in p0: the clicks of 12:00 and 12:05; the closing's P is the heartbeat at 12:06:30.
+    assert_eq!(world.load().await, minute("12:01"));
+    world.billable(0, at("12:06:40"), "ad_1").await;
+    world.write_rows(|_| true).await;
+    world.load().await;
+    assert_eq!(world.report(&total()).await.clicks, 3);
+
+    let deployment = world.deploy("two").await;
+    assert_eq!(deployment.positions.get(0), 2);
+    let old_windows = std::mem::take(&mut world.windows);
+    world.load().await;
+    assert_eq!(world.report(&total()).await.clicks, 2, "rows from P on are void");
+    // The new engine starts at P with empty windows; its rule finds the last click to be a bot.
+    world.judge(0, 2, at("12:06:30"), at("12:06:30"), None, "heartbeat");
+    world.judge(0, 3, at("12:06:40"), at("12:06:40"), Some("ad_1"), "bot");
+    world.judge(1, 0, at("12:06:30"), at("12:06:30"), None, "heartbeat");
+    world.billable(0, at("12:06:45"), "ad_1").await;
+    world.write_rows(|_| true).await;
+    // A stray row of the old version is ignored, also if it is of an open minute.
+    for ((minute, values), clicks) in old_windows {
+        let mut row = world.minute_row(minute, &values, clicks);
+        row["version"] = json!(1);
+        world.write_minute(&row).await;
+    }
+    world.pass(at("12:13:00")).await;
+    assert_eq!(world.load().await, minute("12:07"), "{}", world.waiting());
+    let rows: Vec<_> = world.by_minute().await.into_iter().map(|row| (row.0, row.2, row.3)).collect();
+    let expected = [("12:00", 1, false), ("12:05", 1, false), ("12:06", 1, false)];
+    assert_eq!(rows, expected.map(|(time, clicks, provisional)| (time.to_string(), clicks, provisional)));
+
+    // The same again after a restart, and the old version's share of an open minute survives one.
+    let mut world = world.restart().await;
+    world.load().await;
+    assert_eq!(world.by_minute().await.len(), 3);
+}
+
+#[tokio::test]
+async fn provisional_numbers_are_the_same_after_a_restart() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    for second in 0..40 {
+        let clicked = at("12:00:05").plus(second * 20_000);
+        world.billable((second % 2) as i32, clicked, ["ad_1", "ad_22"][(second % 3 == 0) as usize]).await;
+        if second % 10 == 9 {
+            let late = clicked.plus(-400_000);
+            world.click(0, late, clicked, "ad_1", "late").await;
+        }
+        world.write_rows(|_| true).await;
+        world.write_minutes(clicked).await;
+        world.heartbeat(clicked.plus(1_000)).await;
+        world.load().await;
+    }
+    world.write_rows(|_| true).await;
+    let through = world.load().await;
+    assert_eq!(through, minute("12:07"));
+    let (rows, report) = (world.by_minute().await, world.report(&total()).await);
+    assert!(report.provisional_clicks > 0 && report.provisional_clicks < 44 && report.clicks == 44, "{report:?}");
+    let mut world = world.restart().await;
+    assert_eq!(world.load().await, through);
+    assert_eq!(world.by_minute().await, rows);
+    assert_eq!(world.report(&total()).await.provisional_clicks, report.provisional_clicks);
+}
+
+#[tokio::test]
+async fn damage_is_named() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    world.load().await;
+    let clock = world.clock.clone();
+    drop(world);
+    let find = |folder: &str, ends: &str| {
+        let list = std::fs::read_dir(dir.path().join("warehouse").join(folder)).unwrap();
+        let mut paths: Vec<_> = list.map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.to_str().unwrap().ends_with(ends));
+        paths.sort();
+        paths.pop().unwrap()
+    };
+    let entry = find("raw_clicks/_delta_log", "json");
+    let data = find("clicks_by_minute/date=2026-04-20", "parquet");
+    let open = async || {
+        Warehouse::open(&dir.path().join("warehouse"), settings(), clock.clone()).await.err().map(|e| e.to_string())
+    };
+    assert_eq!(open().await, None);
+    for path in [&entry, &data] {
+        let whole = std::fs::read(path).unwrap();
+        for damaged in [Some(&whole[..whole.len() / 2]), Some(&[]), None] {
+            if damaged.is_none() && path == &entry {
+                continue;
+            }
+            match damaged {
+                Some(bytes) => std::fs::write(path, bytes).unwrap(),
+                None => std::fs::remove_file(path).unwrap(),
+            }
+            let error = open().await.unwrap_or_default();
+            assert!(error.contains(path.to_str().unwrap()) && error.contains("damaged"), "{error}");
+        }
+        std::fs::write(path, whole).unwrap();
+    }
+    assert_eq!(open().await, None);
+}
+
+#[tokio::test]
+async fn a_topic_that_was_made_anew_is_not_taken_for_the_old_one() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    world.pass(at("12:06:30")).await;
+    world.load().await;
+    let (path, clock) = (world.dir.clone(), world.clock.clone());
+    drop(world);
+    std::fs::remove_dir_all(path.join("log")).unwrap();
+    let mut world = World::open(&path, clock.now()).await;
+    assert!(matches!(world.try_load().await.unwrap_err(), Error::OtherLog { .. }));
+    let deployed = world.warehouse.deploy(&*world.log, &Topics::default(), "two").await;
+    assert!(matches!(deployed.unwrap_err(), Error::OtherLog { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_are_of_one_moment_while_minutes_close() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    let mut end = Millis::default();
+    for second in 0..120 {
+        end = at("12:00:00").plus(second * 10_000);
+        world.billable((second % 2) as i32, end, "ad_1").await;
+    }
+    world.heartbeat(end.plus(1)).await;
+    world.write_rows(|_| true).await;
+    world.load().await;
+    let warehouse = world.warehouse.clone();
+    let reader = tokio::spawn(async move {
+        let (mut through, mut steps) = (Millis::default(), 0);
+        while through < minute("12:14") {
+            let report = warehouse.report(&total()).await.unwrap();
+            assert_eq!(report.clicks, 120, "{report:?}");
+            steps += usize::from(report.complete_through > through);
+            through = report.complete_through;
+        }
+        steps
+    });
+    for minutes in 0..15 {
+        world.write_minutes(at("12:06:30").plus(minutes * 60_000)).await;
+        world.load().await;
+        tokio::task::yield_now().await;
+    }
+    world.write_minutes(end.plus(600_000)).await;
+    world.load().await;
+    assert!(reader.await.unwrap() >= 1);
+    let report = world.report(&world::by_minute_and_ad()).await;
+    assert_eq!((report.clicks, report.rows.len()), (120, 20));
+    let filters = [(Dimension::AdId, vec!["ad_2' OR '1'='1".to_string()])].into();
+    assert_eq!(world.report(&warehouse::report::ReportQuery { filters, ..total() }).await.clicks, 0);
+}
