@@ -76,11 +76,15 @@ impl Pipeline {
             Some(_) | None => {}
         }
         check_claims(&claims, from.log_id, &next)?;
+        let written = |step: &Step| match &step.kind {
+            StepKind::Sink { topic, .. } => Some(topic.clone()),
+            _ => None,
+        };
+        let topics: Vec<String> = program.steps.iter().filter_map(written).collect();
         let mut sinks = HashMap::new();
-        for step in &program.steps {
-            if let StepKind::Sink { topic, .. } = &step.kind {
-                sinks.insert(topic.clone(), log.topic(topic).await?);
-            }
+        for topic in topics {
+            let to = log.topic(&topic).await?;
+            sinks.insert(topic, to);
         }
         let consumer = log.consumer(&from, &next).await?;
         let (in_flight, appended) = (VecDeque::new(), HashMap::new());
@@ -153,12 +157,18 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Makes everything up to the last batch safe, and goes on from there after a restart.
-    pub async fn checkpoint(&mut self) -> Result<(), RunError> {
-        // A crash before this returns: the rows come again from the older checkpoint, with the same keys.
+    /// Waits until every row so far is durable in its topic.
+    pub async fn flush(&mut self) -> Result<(), RunError> {
         while let Some(oldest) = self.in_flight.pop_front() {
             oldest.await?;
         }
+        Ok(())
+    }
+
+    /// Makes everything up to the last batch safe, and goes on from there after a restart.
+    pub async fn checkpoint(&mut self) -> Result<(), RunError> {
+        // A crash before this returns: the rows come again from the older checkpoint, with the same keys.
+        self.flush().await?;
         // A crash before this returns: claims are made again, by the same positions.
         {
             let mut claims = self.claims.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -22,6 +22,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{ExprWithAlias, Query, Statement};
 use datafusion::sql::sqlparser::tokenizer::Location;
+use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -72,16 +73,21 @@ impl Step {
 }
 
 /// Plans a file, or says where and why it cannot be run.
-pub async fn plan(file: &File, scalar_functions: Vec<ScalarUDF>) -> Result<Program, SqlError> {
-    let mut planner = Planner::new(file, scalar_functions);
-    for statement in parse(file)? {
-        match statement.kind {
-            Kind::Table(table) => planner.table(table, statement.at)?,
-            Kind::View { name, query } => planner.view(name, query, statement.at).await?,
-            Kind::Insert { into, query } => planner.insert(into, query, statement.at).await?,
+///
+/// A boxed future is compiled here, once; that of an `async fn` would be compiled again, with DataFusion's planner in
+/// it, in every binary that waits for it.
+pub fn plan(file: &File, scalar_functions: Vec<ScalarUDF>) -> BoxFuture<'_, Result<Program, SqlError>> {
+    Box::pin(async move {
+        let mut planner = Planner::new(file, scalar_functions);
+        for statement in parse(file)? {
+            match statement.kind {
+                Kind::Table(table) => planner.table(table, statement.at)?,
+                Kind::View { name, query } => planner.view(name, query, statement.at).await?,
+                Kind::Insert { into, query } => planner.insert(into, query, statement.at).await?,
+            }
         }
-    }
-    planner.finish()
+        planner.finish()
+    })
 }
 
 struct Planner<'a> {

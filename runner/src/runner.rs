@@ -88,16 +88,21 @@ impl Runner {
         self.counters.clone()
     }
 
-    /// Takes in what is in the log now, to its end. Returns how many records that were.
+    /// Takes in what is in the log now, to its end; what came of it is in the topics then. Returns how many records
+    /// that were.
     pub async fn catch_up(&mut self) -> Result<usize, RunError> {
         let mut records = 0;
         loop {
             let taken = self.step(Duration::ZERO).await?;
-            if taken == 0 {
-                return Ok(records);
-            }
             records += taken;
+            if taken == 0 {
+                break;
+            }
         }
+        for pipeline in &mut self.pipelines {
+            pipeline.flush().await?;
+        }
+        Ok(records)
     }
 
     /// One batch of every pipeline.

@@ -1,0 +1,21 @@
+//! The `tally` command, and the whole system on one machine that `tally up` runs.
+//!
+//! # Layout
+//!
+//! * [`config`]: what can be set, by file and by flag
+//! * [`machine`]: all parts, joined from the redirect to the report; tests run it in virtual time
+//! * [`up`]: runs the parts until they are told to stop
+//! * [`status`]: the status line; [`verdicts`], what became of the last clicks; [`sample`], the sample ads' pages
+//! * [`demo`]: sends a believable stream of clicks
+//! * [`bench`]: measures parts on the machine it runs on
+
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod config;
+pub mod demo;
+pub mod machine;
+pub mod sample;
+pub mod status;
+pub mod up;
+pub mod verdicts;

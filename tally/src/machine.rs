@@ -1,0 +1,164 @@
+//! All parts of the one-machine column, joined from the redirect to the report.
+
+use crate::config::Config;
+use anyhow::{Context, Result};
+use click::{Clock, Millis};
+use futures::future::BoxFuture;
+use redirect::{Catalog, Secret, SeenInMemory, Service};
+use runner::{ClaimsSettings, PipelineFiles, Runner, RunnerSettings, VersionStart};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tally_log::local::{LocalLog, Repair, Settings as LogSettings};
+use tally_log::{Log, Topic};
+use warehouse::{Deployment, Loader, Topics, Warehouse};
+
+/// The sample catalog ships with the binary.
+pub const SAMPLE_CATALOG: &str = include_str!("../../catalog/sample.csv");
+
+/// Where the pages of [`SAMPLE_CATALOG`] are, as it says.
+const SAMPLE_PAGES: &str = "127.0.0.1:8082";
+
+/// Impressions that the seen-before hint remembers at most, at about 16 bytes each.
+const SEEN_MAX: usize = 1_000_000;
+
+/// The parts, open and at rest. Whoever holds them moves them: tasks in [`crate::up`], a test step by step.
+pub struct Machine {
+    pub clock: Arc<dyn Clock>,
+    pub log: Arc<LocalLog>,
+    pub clicks: Topic,
+    pub raw_clicks: Topic,
+    pub catalog: Arc<Catalog>,
+    secret: Secret,
+    horizon: Duration,
+    pub runner: Runner,
+    pub warehouse: Warehouse,
+    pub loader: Loader,
+    /// What was found and mended in the log.
+    pub repairs: Vec<Repair>,
+    pub deployment: Deployment,
+}
+
+impl Machine {
+    /// Opens everything in the data folder, made if there is none. A pipeline that changed is deployed as a new
+    /// version; what is wrong with one is an error before anything is touched.
+    pub fn open(config: &Config, clock: Arc<dyn Clock>) -> BoxFuture<'_, Result<Machine>> {
+        // Boxed, so that it is compiled once and not in every test.
+        Box::pin(Machine::open_all(config, clock))
+    }
+
+    async fn open_all(config: &Config, clock: Arc<dyn Clock>) -> Result<Machine> {
+        config.check()?;
+        let lateness = config.lateness();
+        let horizon_ms = config.dedup_horizon.as_millis() as i64;
+        let files = PipelineFiles::read(&config.pipelines)?;
+        files.check(lateness).await?;
+        let digest = files.digest(lateness, horizon_ms)?;
+        let catalog = Arc::new(catalog(config)?);
+
+        let data = &config.data;
+        tally_log::durable::create_dir_all(data)?;
+        let secret = secret(&data.join("ip_hash.key"))?;
+        let settings = LogSettings { partitions_on_demand: Some(config.partitions), ..LogSettings::default() };
+        let (log, repairs) = LocalLog::open(&data.join("log"), settings, clock.clone())?;
+        let log = Arc::new(log);
+        let topics = Topics::default();
+        let clicks = log.topic(&topics.clicks).await?;
+        let raw_clicks = log.topic(&topics.raw_clicks).await?;
+
+        let settings = warehouse::Settings { lateness, ..warehouse::Settings::default() };
+        let warehouse = Warehouse::open(&data.join("warehouse"), settings, clock.clone()).await?;
+        let deployment = warehouse.deploy(&*log, &topics, &digest).await?;
+        let versions = warehouse.deployments().await?;
+        let versions = versions.into_iter().map(|entry| VersionStart {
+            version: entry.version,
+            log_id: entry.log_id,
+            positions: entry.positions,
+        });
+        let settings = RunnerSettings {
+            lateness,
+            claims: ClaimsSettings { horizon_ms, ..ClaimsSettings::default() },
+            checkpoint_every: config.checkpoint_every,
+        };
+        let runner = Runner::open(&files, versions.collect(), log.clone(), &data.join("runner"), settings).await?;
+        let loader = Loader::start(&warehouse, log.clone(), topics).await?;
+        let horizon = config.dedup_horizon;
+        Ok(Machine {
+            clock,
+            log,
+            clicks,
+            raw_clicks,
+            catalog,
+            secret,
+            horizon,
+            runner,
+            warehouse,
+            loader,
+            repairs,
+            deployment,
+        })
+    }
+
+    /// What the configuration says of a redirect.
+    pub fn redirect_settings(config: &Config) -> Result<redirect::Settings> {
+        Ok(redirect::Settings {
+            trusted_proxies: config.redirect.trusted_proxies.clone(),
+            country_header: Some(config.redirect.country_header.parse().context("redirect.country_header")?),
+            ..redirect::Settings::default()
+        })
+    }
+
+    /// A redirect on this machine's log, or on one that a test puts before it, with a clock of its own.
+    pub fn redirect(&self, log: Arc<dyn Log>, clock: Arc<dyn Clock>, settings: redirect::Settings) -> Service {
+        let seen = Arc::new(SeenInMemory::new(self.horizon, SEEN_MAX));
+        Service::new(log, self.clicks.clone(), self.catalog.clone(), clock, self.secret.clone(), settings, seen)
+    }
+
+    /// Records that the runner has not taken in yet.
+    pub async fn lag(log: &LocalLog, clicks: &Topic, taken: u64) -> Result<u64> {
+        let mut held = 0;
+        for partition in 0..clicks.partitions {
+            held += log.held(clicks, partition).await?.end as u64;
+        }
+        Ok(held.saturating_sub(taken))
+    }
+}
+
+fn catalog(config: &Config) -> Result<Catalog> {
+    match &config.catalog {
+        Some(path) => Ok(Catalog::load(path)?),
+        None => {
+            // The pages are wherever this process serves them.
+            let text = SAMPLE_CATALOG.replace(SAMPLE_PAGES, &config.sample.listen.to_string());
+            Ok(Catalog::parse("catalog/sample.csv", text)?)
+        }
+    }
+}
+
+/// The secret under the hashes of client addresses, made at the first start.
+fn secret(path: &Path) -> Result<Secret> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let bytes: Vec<u8> = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4(), uuid::Uuid::new_v4()]
+                .iter()
+                .flat_map(|id| id.into_bytes())
+                .collect();
+            tally_log::durable::create_new(path, &bytes)?;
+            bytes
+        }
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    Secret::new(&bytes).with_context(|| format!("{} is damaged", path.display()))
+}
+
+/// Removes segments of the log that are past the retention, but nothing that the warehouse has not taken over.
+pub async fn retain(log: &LocalLog, config: &Config, now: Millis, complete_through: Millis) -> Result<usize> {
+    let age = config.log_retention.as_millis() as i64;
+    let before = now.plus(-age).min(complete_through.plus(-config.lateness().delay_ms() - 3_600_000));
+    let mut removed = 0;
+    for topic in ["clicks", "raw_clicks", "clicks_by_minute"] {
+        removed += log.retain(topic, before).await?;
+    }
+    Ok(removed)
+}

@@ -1,0 +1,183 @@
+//! The command line.
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tally::bench::PipelineBench;
+use tally::config::Config;
+use tally::demo::{Demo, Sent};
+use tracing_subscriber::EnvFilter;
+
+/// Counts ad clicks that can be billed: every billable click that was answered with a 302, exactly once.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run everything on this machine: redirect, log, pipelines, warehouse, reports and dashboard
+    Up(Up),
+    /// Send a believable stream of clicks to a running redirect
+    Demo(DemoArgs),
+    /// Check the pipeline files without running anything
+    Check(Check),
+    /// Measure a part on this machine
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Args)]
+struct Up {
+    /// Configuration file; `tally.toml` in the repository says every key and its default
+    #[arg(long, env = "TALLY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder where everything is kept [default: data]
+    #[arg(long, env = "TALLY_DATA")]
+    data: Option<PathBuf>,
+    /// Folder of the pipeline files [default: pipelines]
+    #[arg(long, env = "TALLY_PIPELINES")]
+    pipelines: Option<PathBuf>,
+    /// The ads, CSV [default: a sample catalog]
+    #[arg(long, env = "TALLY_CATALOG")]
+    catalog: Option<PathBuf>,
+    /// How late after its minute a click may come, e.g. 5m, 3s [default: 5m]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    lateness: Option<Duration>,
+    /// How much clocks may differ; a minute is final lateness + slack after its end [default: 30s]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    slack: Option<Duration>,
+    /// Address of the redirect [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    redirect: Option<SocketAddr>,
+    /// Address of reports and dashboard [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
+    reporting: Option<SocketAddr>,
+    /// Address of the sample catalog's landing pages [default: 127.0.0.1:8082]
+    #[arg(long, value_name = "ADDRESS")]
+    sample: Option<SocketAddr>,
+    /// Send 200 clicks a second to itself, as `tally demo` does
+    #[arg(long)]
+    demo: bool,
+}
+
+impl Up {
+    fn config(&self) -> Result<Config> {
+        let mut config = self.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
+        let Up { data, pipelines, catalog, lateness, slack, redirect, reporting, sample, .. } = self;
+        config.data = data.clone().unwrap_or(config.data);
+        config.pipelines = pipelines.clone().unwrap_or(config.pipelines);
+        config.catalog = catalog.clone().or(config.catalog);
+        config.lateness = lateness.unwrap_or(config.lateness);
+        config.slack = slack.unwrap_or(config.slack);
+        config.redirect.listen = redirect.unwrap_or(config.redirect.listen);
+        config.reporting.listen = reporting.unwrap_or(config.reporting.listen);
+        config.sample.listen = sample.unwrap_or(config.sample.listen);
+        Ok(config)
+    }
+}
+
+#[derive(Args)]
+struct DemoArgs {
+    /// Where the redirect is
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// Clicks a second
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    rate: u32,
+    /// Stop after this time, e.g. 30s [default: on Ctrl-C]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    time: Option<Duration>,
+    /// The same seed makes the same stream
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Args)]
+struct Check {
+    /// Folder of the pipeline files
+    #[arg(long, default_value = "pipelines")]
+    pipelines: PathBuf,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The pipelines over a log of clicks: JSON in, claims, minute windows, JSON out, all durable
+    Pipeline(PipelineBench),
+}
+
+fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("TALLY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("tally: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("the async runtime")?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Up(up) => tally::up::up(up.config()?, up.demo).await,
+            Command::Demo(args) => demo(args).await,
+            Command::Check(check) => {
+                let files = runner::PipelineFiles::read(&check.pipelines)?;
+                files.check(Config::default().lateness()).await?;
+                println!("{}: every file can be run", check.pipelines.display());
+                Ok(())
+            }
+            Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
+        }
+    })
+}
+
+async fn demo(args: DemoArgs) -> Result<()> {
+    let sent = Arc::new(Sent::default());
+    println!("sending {} clicks a second to {}; Ctrl-C stops", args.rate, args.url);
+    let demo = Demo { url: args.url, rate: args.rate, seed: args.seed };
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(demo.run(sent.clone(), async move {
+        // Gone or told: both mean stop.
+        let _ = stopped.await;
+    }));
+    let deadline = async {
+        match args.time {
+            Some(time) => tokio::time::sleep(time).await,
+            None => std::future::pending().await,
+        }
+    };
+    let mut deadline = std::pin::pin!(deadline);
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut every = tokio::time::interval(Duration::from_secs(5));
+    every.tick().await;
+    loop {
+        tokio::select! {
+            () = &mut deadline => break,
+            _ = &mut interrupted => break,
+            _ = every.tick() => println!("{}", told(&sent)),
+        }
+    }
+    drop(stop);
+    running.await??;
+    println!("{}", told(&sent));
+    Ok(())
+}
+
+fn told(sent: &Sent) -> String {
+    let [redirected, prefetches, failed] =
+        [&sent.redirected, &sent.prefetches, &sent.failed].map(|counter| counter.load(Ordering::Relaxed));
+    format!("redirected {redirected}, prefetches {prefetches}, failed {failed}")
+}

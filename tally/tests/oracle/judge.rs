@@ -1,0 +1,159 @@
+//! The oracle: what must be billed, from the answers alone. It shares no counting code with the product.
+
+use click::{ClickId, Minute};
+use std::collections::{BTreeMap, HashMap};
+
+/// Where a click is counted: minute, ad, campaign, publisher, country, device.
+pub type Cell = (Minute, String, String, String, String, String);
+
+/// Everything that a report says, by cell.
+pub type Cells = BTreeMap<Cell, i64>;
+
+/// The eligible clicks of an impression.
+#[derive(Debug, Clone, Default)]
+struct Impression {
+    /// Answered with a 302 or 204, by the click id that the answer named.
+    answered: Vec<Cell>,
+    /// Sent, and not answered: any of them may be in the log.
+    unanswered: Vec<Cell>,
+}
+
+/// Remembers what was sent and answered.
+#[derive(Debug, Default)]
+pub struct Judge {
+    impressions: HashMap<String, Impression>,
+    /// Clicks that must not be billed whatever happens, for the message.
+    pub ineligible: u64,
+}
+
+impl Judge {
+    /// A click that was answered by a redirect whose clock is so far ahead of the log's. It is never later than its
+    /// record: the log's clock, which stands still during a step, is the later bound.
+    pub fn answered_at(&mut self, impression: &str, click: ClickId, ahead_ms: i64, dimensions: &[String; 5]) {
+        let cell = cell(click.at().plus(-ahead_ms).minute(), dimensions);
+        self.impressions.entry(impression.into()).or_default().answered.push(cell);
+    }
+
+    /// A click that was answered. Its id tells its minute.
+    #[cfg(test)]
+    pub fn answered(&mut self, impression: &str, click: ClickId, dimensions: &[String; 5]) {
+        let cell = cell(click.at().minute(), dimensions);
+        self.impressions.entry(impression.into()).or_default().answered.push(cell);
+    }
+
+    /// A click that was sent in one of these minutes and got no answer.
+    pub fn unanswered(&mut self, impression: &str, minutes: &[Minute], dimensions: &[String; 5]) {
+        let cells = minutes.iter().map(|minute| cell(*minute, dimensions));
+        self.impressions.entry(impression.into()).or_default().unanswered.extend(cells);
+    }
+
+    /// How many impressions must be billed.
+    pub fn must(&self) -> usize {
+        self.impressions.values().filter(|impression| !impression.answered.is_empty()).count()
+    }
+
+    /// Every impression with an answered eligible click is billed exactly once, in the cell of one of its eligible
+    /// clicks; one with only unanswered ones at most once; and nothing else is billed. That is a matching of
+    /// impressions to cells which fills every cell to the count reported.
+    pub fn check(&self, reported: &Cells) -> Result<(), String> {
+        let mut matching = Matching { room: reported.clone(), ..Matching::default() };
+        let (must, may): (Vec<_>, Vec<_>) =
+            self.impressions.iter().partition(|(_, impression)| !impression.answered.is_empty());
+        for (name, impression) in &must {
+            if !matching.add(impression.answered.iter().chain(&impression.unanswered).cloned().collect()) {
+                return Err(format!(
+                    "impression {name} is not billed: answered {:?}, unanswered {:?}; reported there {:?}",
+                    impression.answered,
+                    impression.unanswered,
+                    impression.answered.iter().map(|cell| reported.get(cell)).collect::<Vec<_>>()
+                ));
+            }
+        }
+        for (_, impression) in &may {
+            matching.add(impression.unanswered.clone());
+        }
+        match matching.room.iter().find(|(_, room)| **room > 0) {
+            Some((cell, over)) => {
+                Err(format!("{over} of {:?} clicks are billed without cause in {cell:?}", reported.get(cell)))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn cell(minute: Minute, dimensions: &[String; 5]) -> Cell {
+    let [ad, campaign, publisher, country, device] = dimensions.clone();
+    (minute, ad, campaign, publisher, country, device)
+}
+
+/// A matching with room in cells, grown by augmenting paths: what is matched stays matched.
+#[derive(Default)]
+struct Matching {
+    room: Cells,
+    options: Vec<Vec<Cell>>,
+    held: Vec<Option<Cell>>,
+    in_cell: BTreeMap<Cell, Vec<usize>>,
+}
+
+impl Matching {
+    fn add(&mut self, options: Vec<Cell>) -> bool {
+        self.options.push(options);
+        self.held.push(None);
+        let mut tried = std::collections::BTreeSet::new();
+        self.place(self.options.len() - 1, &mut tried)
+    }
+
+    fn place(&mut self, who: usize, tried: &mut std::collections::BTreeSet<Cell>) -> bool {
+        for cell in self.options[who].clone() {
+            if !tried.insert(cell.clone()) {
+                continue;
+            }
+            let free = self.room.get(&cell).copied().unwrap_or(0) > 0;
+            let moved = free || {
+                let others = self.in_cell.get(&cell).cloned().unwrap_or_default();
+                others
+                    .into_iter()
+                    .any(|other| self.options[other].len() > 1 && self.place_elsewhere(other, &cell, tried))
+            };
+            if moved {
+                *self.room.entry(cell.clone()).or_default() -= 1;
+                self.in_cell.entry(cell.clone()).or_default().push(who);
+                self.held[who] = Some(cell);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn place_elsewhere(&mut self, who: usize, from: &Cell, tried: &mut std::collections::BTreeSet<Cell>) -> bool {
+        if !self.place(who, tried) {
+            return false;
+        }
+        if let Some(held) = self.in_cell.get_mut(from) {
+            held.retain(|other| *other != who);
+        }
+        *self.room.entry(from.clone()).or_default() += 1;
+        true
+    }
+}
+
+#[test]
+fn the_judge_can_say_no() {
+    let at = |ms: i64| click::Millis::new(1_776_686_400_000 + ms);
+    let dimensions = ["ad", "cmp", "pub", "DE", "mobile"].map(String::from);
+    let [first, second] = [0, 60_000].map(|ms| cell(at(ms).minute(), &dimensions));
+    let mut judge = Judge::default();
+    judge.answered("a", ClickId::new(at(1)), &dimensions);
+    judge.answered("a", ClickId::new(at(60_001)), &dimensions);
+    judge.answered("b", ClickId::new(at(2)), &dimensions);
+    judge.unanswered("c", &[at(0).minute()], &dimensions);
+    let check =
+        |counts: &[(&Cell, i64)]| judge.check(&counts.iter().map(|(cell, n)| ((*cell).clone(), *n)).collect()).is_ok();
+    assert!(check(&[(&first, 2)]), "both in the first minute");
+    assert!(check(&[(&first, 1), (&second, 1)]), "a in the second");
+    assert!(check(&[(&first, 2), (&second, 1)]), "and c");
+    assert!(check(&[(&first, 3)]), "or all in the first");
+    assert!(!check(&[(&first, 1)]), "one is missing");
+    assert!(!check(&[(&second, 2)]), "b was not in the second");
+    assert!(!check(&[(&first, 3), (&second, 1)]), "one too many");
+}
