@@ -7,7 +7,7 @@
 //! * [`clock`]: where time comes from, so that a test can set it
 //! * [`time`]: [`Millis`], an instant, and [`Minute`], the tumbling window that is billed
 //! * [`id`]: [`ImpressionId`], [`AdId`], [`CampaignId`], [`PublisherId`], [`ClickId`], [`LogId`]
-//! * [`country`]: [`Country`]
+//! * `country`: [`Country`]
 //! * [`event`]: [`Event`], the record of topic `clicks`, with its [`InvalidReason`]
 //! * [`position`]: [`Position`], which names a record of the log for ever, and [`Offsets`], one place in every partition
 //! * [`dimensions`]: [`Dimensions`], what clicks are counted by

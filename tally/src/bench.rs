@@ -54,7 +54,7 @@ impl PipelineBench {
         let (log, _) = LocalLog::open(&dir.join("log"), settings, Arc::new(SystemClock))?;
         let log = Arc::new(log);
         let clicks = log.topic("clicks").await?;
-        let bytes = self.fill(&*log, &clicks).await?;
+        let bytes = self.fill(&log, &clicks).await?;
         println!(
             "log: {} clicks of {} bytes, every 20th a duplicate, {} ads",
             self.records,

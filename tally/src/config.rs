@@ -122,7 +122,7 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         let most = Duration::from_secs(7 * 86_400);
         let whole = |name: &str, value: Duration, least: Duration| {
-            if value < least || value > most || value.subsec_nanos() % 1_000_000 != 0 {
+            if value < least || value > most || !value.subsec_nanos().is_multiple_of(1_000_000) {
                 bail!("{name} is {value:?}: it must be whole milliseconds from {least:?} to 7 days");
             }
             Ok(())

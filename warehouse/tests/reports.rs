@@ -69,12 +69,11 @@ async fn play(dir: &std::path::Path) -> (Warehouse, Billed, Millis) {
     (world.warehouse, billed, through)
 }
 
-/// The answer by hand.
-fn recount(
-    billed: &Billed,
-    through: Millis,
-    query: &ReportQuery,
-) -> (Vec<(Option<Millis>, Vec<Arc<str>>, i64)>, i64, i64) {
+/// A row: time, values, clicks.
+type Row = (Option<Millis>, Vec<Arc<str>>, i64);
+
+/// The answer by hand: rows, all clicks, those that are not final.
+fn recount(billed: &Billed, through: Millis, query: &ReportQuery) -> (Vec<Row>, i64, i64) {
     let mut groups: BTreeMap<(Option<Millis>, Vec<Arc<str>>), i64> = BTreeMap::new();
     let (mut total, mut open) = (0, 0);
     for (minute, ad, campaign) in billed {

@@ -224,6 +224,11 @@ impl World {
         }
     }
 
+    fn counts(&self) -> (usize, u64) {
+        let judge = self.judge.lock().unwrap();
+        (judge.must(), judge.ineligible)
+    }
+
     async fn report(&self, system: &System, group_by: &str) -> serde_json::Value {
         let from = Millis::new(T0).minute().start().plus(-600_000);
         let url = format!("http://{}/api/v1/reports/clicks", system.reports);
@@ -384,9 +389,7 @@ async fn run(seed: u64) {
     system.settle().await;
     let (again, _) = world.cells(&system).await;
     assert_eq!(cells, again, "seed {seed}, after a restart");
-    let judge = world.judge.lock().unwrap();
-    let (must, ineligible) = (judge.must(), judge.ineligible);
-    drop(judge);
+    let (must, ineligible) = world.counts();
     let billed: i64 = cells.values().sum();
     println!(
         "seed {seed}: {billed} clicks billed of {must} impressions that must be, {ineligible} clicks not eligible"
