@@ -5,12 +5,12 @@
 //! measured in append time.
 //!
 //! The store is fjall, which can lose what was not persisted, and cuts a damaged journal off without a word. Both
-//! would be seen: every batch also stores, in the same atomic write, up to which offset the claims of each partition
-//! go, and a start compares that with the checkpoint (made after the claims were persisted).
+//! would be seen: before a checkpoint the store is told, in the same journal, up to which offset its claims go, and a
+//! start compares that with the checkpoint.
 
 use click::{LogId, Millis, Offset, Offsets, Partition};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// How the store behaves.
@@ -103,15 +103,44 @@ impl Claim {
     }
 }
 
+/// A span of append time. New ones are as wide as the horizon; those of an earlier horizon stay what they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Span {
+    width_ms: i64,
+    number: i64,
+}
+
+impl Span {
+    fn of(at: Millis, width_ms: i64) -> Span {
+        Span { width_ms, number: at.get().div_euclid(width_ms) }
+    }
+
+    fn parse(name: &str) -> Option<Span> {
+        let (width_ms, number) = name.strip_prefix("span:")?.split_once(':')?;
+        Some(Span { width_ms: width_ms.parse().ok().filter(|width| *width > 0)?, number: number.parse().ok()? })
+    }
+
+    fn name(self) -> String {
+        format!("span:{}:{}", self.width_ms, self.number)
+    }
+
+    fn start(self) -> i64 {
+        self.number.saturating_mul(self.width_ms)
+    }
+
+    fn end(self) -> i64 {
+        self.start().saturating_add(self.width_ms)
+    }
+}
+
 /// The claims of one machine, on disk.
 pub struct Claims {
     path: PathBuf,
     store: Database,
     /// `through:<log id>:<partition>` and `version`.
     meta: Keyspace,
-    /// Claims by the time span of their append time, each as long as the horizon, so that a whole span is dropped
-    /// at once when it is over.
-    spans: BTreeMap<i64, Keyspace>,
+    /// Claims by the time span of their append time, so that a whole span is dropped at once when it is over.
+    spans: BTreeMap<Span, Keyspace>,
     settings: ClaimsSettings,
     version: i64,
     /// Where each version started, oldest first.
@@ -135,15 +164,33 @@ impl Claims {
         if held > version {
             return Err(ClaimsError::OlderVersion { path: path.to_path_buf(), held, asked: version });
         }
-        meta.insert("version", version.to_le_bytes()).map_err(error)?;
         let mut claims =
             Claims { path: path.to_path_buf(), meta, spans: BTreeMap::new(), settings, version, starts, store };
         for name in claims.store.list_keyspace_names() {
-            if let Some(span) = name.strip_prefix("span").and_then(|n| n.parse().ok()) {
+            if let Some(span) = Span::parse(&name) {
                 claims.span(span)?;
             }
         }
+        if held < version {
+            claims.begin_version()?;
+        }
         Ok(claims)
+    }
+
+    /// Claims of older versions from this one's start on are void: they are not there any more, as far as the check of
+    /// a start is concerned.
+    fn begin_version(&mut self) -> Result<(), ClaimsError> {
+        let mut write = self.store.batch();
+        if let Some(start) = self.starts.last() {
+            for (partition, offset) in start.positions.iter() {
+                if self.through(start.log_id, partition)?.is_some_and(|held| held > offset) {
+                    write.insert(&self.meta, through_key(start.log_id, partition), offset.to_le_bytes());
+                }
+            }
+        }
+        write.insert(&self.meta, "version", self.version.to_le_bytes());
+        write.commit().map_err(|e| self.error(e))?;
+        self.store.persist(PersistMode::SyncAll).map_err(|e| self.error(e))
     }
 
     /// The pipeline version that the store is open for.
@@ -155,11 +202,9 @@ impl Claims {
     pub fn check_start(&self, log_id: LogId, start: &Offsets) -> Result<(), ClaimsError> {
         let first = self.starts.first().filter(|first| first.log_id == log_id);
         for (partition, start) in start.iter() {
-            let held = self.meta.get(through_key(log_id, partition)).map_err(|e| self.error(e))?;
-            let through = held
-                .and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes))
-                // Before the first version started there was nothing to claim.
-                .unwrap_or_else(|| first.map_or(0, |first| first.positions.get(partition)));
+            let held = self.through(log_id, partition)?;
+            // Before the first version started there was nothing to claim.
+            let through = held.unwrap_or_else(|| first.map_or(0, |first| first.positions.get(partition)));
             if through < start {
                 return Err(ClaimsError::Lost { path: self.path.clone(), partition, through, start });
             }
@@ -170,11 +215,9 @@ impl Claims {
     /// Answers in the order asked: 1 for the first position that claims its impression within the horizon, else 0;
     /// `None` for a record that claims nothing. All of the batch is stored, or nothing.
     pub fn claim(&mut self, batch: &[Asked<'_>]) -> Result<Vec<Option<i64>>, ClaimsError> {
-        let mut changed: HashMap<(i64, &str), Vec<Claim>> = HashMap::new();
-        let mut through: BTreeMap<(LogId, Partition), Offset> = BTreeMap::new();
+        let mut changed: HashMap<(Span, &str), Vec<Claim>> = HashMap::new();
         let mut answers = Vec::with_capacity(batch.len());
         for asked in batch {
-            through.insert((asked.log_id, asked.partition), asked.offset + 1);
             answers.push(match asked.key {
                 Some(key) => Some(self.claim_one(key, asked, &mut changed)?),
                 None => None,
@@ -191,15 +234,6 @@ impl Claims {
                 write.insert(&keyspace, *key, bytes);
             }
         }
-        for ((log_id, partition), next) in through {
-            // A replay must not lower it: what was claimed stays claimed.
-            let key = through_key(log_id, partition);
-            let held = self.meta.get(&key).map_err(|e| self.error(e))?;
-            let held = held.and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes)).unwrap_or(0);
-            if next > held {
-                write.insert(&self.meta, key, next.to_le_bytes());
-            }
-        }
         write.commit().map_err(|e| self.error(e))?;
         Ok(answers)
     }
@@ -208,12 +242,17 @@ impl Claims {
         &self,
         key: &'a str,
         asked: &Asked<'_>,
-        changed: &mut HashMap<(i64, &'a str), Vec<Claim>>,
+        changed: &mut HashMap<(Span, &'a str), Vec<Claim>>,
     ) -> Result<i64, ClaimsError> {
-        let own = asked.appended_at.get().div_euclid(self.settings.horizon_ms);
+        let (at, horizon) = (asked.appended_at.get(), self.settings.horizon_ms);
+        let own = Span::of(asked.appended_at, horizon);
         let mut first = true;
-        // A claim within the horizon is in the span of the asking record or in a neighbour of it.
-        for span in own - 1..=own + 1 {
+        // Spans that a claim within the horizon can be in: those on disk, and the one that this batch may begin.
+        let on_disk = self.spans.keys().copied();
+        let near = |span: &Span| span.start() < at.saturating_add(horizon) && span.end() > at.saturating_sub(horizon);
+        let begun = [own.number - 1, own.number, own.number + 1].map(|number| Span { number, ..own });
+        let spans: BTreeSet<Span> = on_disk.filter(near).chain(begun).collect();
+        for span in spans {
             let Some(mut held) = self.held(span, key, changed)? else { continue };
             let before = held.len();
             held.retain(|claim| !self.is_void(claim));
@@ -247,9 +286,9 @@ impl Claims {
 
     fn held(
         &self,
-        span: i64,
+        span: Span,
         key: &str,
-        changed: &HashMap<(i64, &str), Vec<Claim>>,
+        changed: &HashMap<(Span, &str), Vec<Claim>>,
     ) -> Result<Option<Vec<Claim>>, ClaimsError> {
         if let Some(claims) = changed.get(&(span, key)) {
             return Ok(Some(claims.clone()));
@@ -274,27 +313,40 @@ impl Claims {
         })
     }
 
-    fn span(&mut self, span: i64) -> Result<Keyspace, ClaimsError> {
+    fn span(&mut self, span: Span) -> Result<Keyspace, ClaimsError> {
         if let Some(keyspace) = self.spans.get(&span) {
             return Ok(keyspace.clone());
         }
-        let name = format!("span{span}");
         let options = || KeyspaceCreateOptions::default().max_memtable_size(self.settings.memory_bytes);
-        let keyspace = self.store.keyspace(&name, options).map_err(|e| self.error(e))?;
+        let keyspace = self.store.keyspace(&span.name(), options).map_err(|e| self.error(e))?;
         self.spans.insert(span, keyspace.clone());
         Ok(keyspace)
     }
 
-    /// Makes every claim durable that was answered so far.
-    pub fn persist(&self) -> Result<(), ClaimsError> {
+    /// Makes every claim durable that was answered so far, and says that they are those of all records before `next`.
+    pub fn persist(&mut self, log_id: LogId, next: &Offsets) -> Result<(), ClaimsError> {
+        let mut write = self.store.batch();
+        for (partition, next) in next.iter() {
+            // A replay must not lower it: what was claimed stays claimed.
+            if self.through(log_id, partition)?.is_none_or(|held| next > held) {
+                write.insert(&self.meta, through_key(log_id, partition), next.to_le_bytes());
+            }
+        }
+        // One journal holds it in this order: where this can be read, the claims before it can be.
+        write.commit().map_err(|e| self.error(e))?;
         self.store.persist(PersistMode::SyncAll).map_err(|e| self.error(e))
+    }
+
+    fn through(&self, log_id: LogId, partition: Partition) -> Result<Option<Offset>, ClaimsError> {
+        let held = self.meta.get(through_key(log_id, partition)).map_err(|e| self.error(e))?;
+        Ok(held.and_then(|bytes| bytes.as_ref().try_into().ok().map(i64::from_le_bytes)))
     }
 
     /// Drops the claims that no record appended at or after `at` can meet, not even in a replay.
     pub fn expire(&mut self, at: Millis) -> Result<(), ClaimsError> {
-        let horizon = self.settings.horizon_ms;
-        let over = |span: i64| (span + 1) * horizon + horizon + KEPT_PAST_HORIZON_MS <= at.get();
-        let spans: Vec<i64> = self.spans.keys().copied().filter(|span| over(*span)).collect();
+        let kept = self.settings.horizon_ms.saturating_add(KEPT_PAST_HORIZON_MS);
+        let over = |span: Span| span.end().saturating_add(kept) <= at.get();
+        let spans: Vec<Span> = self.spans.keys().copied().filter(|span| over(*span)).collect();
         for span in spans {
             if let Some(keyspace) = self.spans.remove(&span) {
                 self.store.delete_keyspace(keyspace).map_err(|e| self.error(e))?;
@@ -349,14 +401,14 @@ mod tests {
             let mut claims = open(dir.path(), vec![start(1, 0)]);
             check(&mut claims, &batch, &[1, 1, 0, -1]);
             check(&mut claims, &batch, &[1, 1, 0, -1]);
-            claims.persist().unwrap();
+            claims.persist(log_id(), &[(0, 4)].into_iter().collect()).unwrap();
         }
         let mut claims = open(dir.path(), vec![start(1, 0)]);
         claims.check_start(log_id(), &[(0, 4)].into_iter().collect()).unwrap();
         check(&mut claims, &batch, &[1, 1, 0, -1]);
         check(&mut claims, &[ask("a", 9, 1000)], &[0]);
         let lost = claims.check_start(log_id(), &[(0, 11)].into_iter().collect()).unwrap_err();
-        assert!(matches!(lost, ClaimsError::Lost { partition: 0, through: 10, start: 11, .. }), "{lost}");
+        assert!(matches!(lost, ClaimsError::Lost { partition: 0, through: 4, start: 11, .. }), "{lost}");
     }
 
     #[test]
@@ -385,7 +437,11 @@ mod tests {
         let mut claims = open(dir.path(), vec![start(1, 0), start(2, 5)]);
         check(&mut claims, &[ask("b", 6, 1), ask("a", 7, 1)], &[1, 0]);
         drop(claims);
+        let changed = ClaimsSettings { horizon_ms: H / 2, ..ClaimsSettings::default() };
+        let mut claims = Claims::open(dir.path(), changed, vec![start(1, 0), start(2, 5), start(3, 8)]).unwrap();
+        check(&mut claims, &[ask("a", 8, H / 2 - 1), ask("a", 9, H / 2)], &[0, 1]);
+        drop(claims);
         let older = Claims::open(dir.path(), ClaimsSettings::default(), vec![start(1, 0)]).err().unwrap();
-        assert!(matches!(older, ClaimsError::OlderVersion { held: 2, asked: 1, .. }), "{older}");
+        assert!(matches!(older, ClaimsError::OlderVersion { held: 3, asked: 1, .. }), "{older}");
     }
 }

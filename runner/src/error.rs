@@ -34,12 +34,12 @@ impl fmt::Display for SqlError {
 pub enum RunError {
     #[error(transparent)]
     Sql(#[from] SqlError),
-    #[error("log: {0}")]
+    #[error(transparent)]
     Log(#[from] tally_log::LogError),
     /// An expression failed on a batch of records. Nothing of the batch was written.
     #[error("{step} could not be evaluated: {error}")]
     Evaluate { step: String, error: datafusion::error::DataFusionError },
-    #[error("claims: {0}")]
+    #[error(transparent)]
     Claims(#[from] crate::claims::ClaimsError),
     #[error("checkpoint {}: {what}", .path.display())]
     Checkpoint { path: std::path::PathBuf, what: String },

@@ -114,8 +114,8 @@ impl ScalarUDFImpl for OfUserAgent {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let arrays = ColumnarValue::values_to_arrays(&args.args)?;
-        let agents = arrays[0].as_string::<i32>();
+        let agents = args.args[0].to_array(args.number_rows)?;
+        let agents = agents.as_string::<i32>();
         let mut answers = self.answers.lock().map_err(|_| exec_datafusion_err!("{} failed before", self.name))?;
         let mut column = StringBuilder::with_capacity(agents.len(), agents.len() * 8);
         for agent in agents {
@@ -187,7 +187,8 @@ impl ScalarUDFImpl for ClaimClick {
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let columns = ColumnarValue::values_to_arrays(&args.args)?;
+        let columns: Result<Vec<ArrayRef>> = args.args.iter().map(|arg| arg.to_array(args.number_rows)).collect();
+        let columns = columns?;
         let keys = columns[0].as_string::<i32>();
         let partitions = columns[2].as_primitive::<Int32Type>();
         let offsets = columns[3].as_primitive::<Int64Type>();

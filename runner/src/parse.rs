@@ -6,7 +6,7 @@
 
 use crate::error::SqlError;
 use datafusion::sql::sqlparser::ast::{self, Expr, Ident, SqlOption, Statement, TableObject};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer, TokenizerError};
@@ -88,13 +88,38 @@ pub struct Watermark {
     pub at: Location,
 }
 
+/// Words of clauses that sqlparser reads and DataFusion's planner passes over: accepted, they would be ignored.
+const NOT_READ: [Keyword; 12] = [
+    Keyword::TABLESAMPLE,
+    Keyword::PREWHERE,
+    Keyword::ROLLUP,
+    Keyword::CUBE,
+    Keyword::TOTALS,
+    Keyword::CONNECT,
+    Keyword::SETTINGS,
+    Keyword::UPDATE,
+    Keyword::SHARE,
+    Keyword::FETCH,
+    Keyword::LATERAL,
+    Keyword::NOWAIT,
+];
+
 /// The statements of a file, in order.
 pub fn parse(file: &File) -> Result<Vec<Placed>, SqlError> {
-    let dialect = GenericDialect {};
+    let dialect = PostgreSqlDialect {};
     let tokens = Tokenizer::new(&dialect, &file.text).tokenize_with_location().map_err(|e| {
         let TokenizerError { message, location } = e;
         file.error(location, message)
     })?;
+    for token in &tokens {
+        if let Token::Word(word) = &token.token
+            && word.quote_style.is_none()
+            && NOT_READ.contains(&word.keyword)
+        {
+            let reason = format!("{} is not supported (as a name, it must be quoted)", word.value);
+            return Err(file.error(token.span.start, reason));
+        }
+    }
     let mut parser = Parser::new(&dialect).with_tokens_with_locations(tokens);
     let mut statements = Vec::new();
     loop {
@@ -125,21 +150,19 @@ fn statement(file: &File, parser: &mut Parser, at: Location) -> Result<Kind, Sql
     };
     match statement {
         Statement::CreateView(view) => {
-            if view.materialized || view.or_replace || view.temporary || !view.columns.is_empty() {
+            // Whatever else was said would stand in its text.
+            if view.to_string() != format!("CREATE VIEW {} AS {}", view.name, view.query) {
                 return refuse("CREATE VIEW with anything but a name and AS");
             }
             Ok(Kind::View { name: object_name(&view.name), query: view.query })
         }
         Statement::Insert(insert) => {
-            let TableObject::TableName(into) = &insert.table else { return refuse("INSERT INTO a function") };
-            let into = object_name(into);
-            if !insert.columns.is_empty() || insert.overwrite || insert.returning.is_some() || insert.on.is_some() {
+            let TableObject::TableName(name) = &insert.table else { return refuse("INSERT INTO a function") };
+            let Some(query) = insert.source.clone() else { return refuse("INSERT INTO without a SELECT") };
+            if insert.to_string() != format!("INSERT INTO {name} {query}") {
                 return refuse("INSERT INTO with a list of columns or clauses of its own (columns go by their order)");
             }
-            match insert.source {
-                Some(query) => Ok(Kind::Insert { into, query }),
-                None => refuse("INSERT INTO without a SELECT"),
-            }
+            Ok(Kind::Insert { into: object_name(name), query })
         }
         other => {
             let text = other.to_string();
@@ -289,7 +312,7 @@ INSERT INTO u SELECT a FROM t"#;
     #[test]
     fn errors_have_a_place() {
         check_error("SELEC 1", 1, 1, "expected: an SQL statement, found: SELEC");
-        check_error("CREATE VIEW v AS\nSELECT a,\n  FROM t WHERE", 3, 15, "expected: an expression, found: EOF");
+        check_error("CREATE VIEW v AS\nSELECT a\n  FROM t WHERE", 3, 15, "expected: an expression, found: EOF");
         check_error("CREATE TABLE t (a TEXT", 1, 17 + 6, "expected: ), found: EOF");
         let allowed =
             "a pipeline consists of CREATE TABLE … WITH (…), CREATE VIEW … AS SELECT … and INSERT INTO … SELECT …";

@@ -5,16 +5,17 @@
 //! two of these, the pipeline goes on from the older checkpoint and writes the same rows again.
 
 use crate::checkpoint::{Checkpoint, Header};
+use crate::claims::Claims;
 use crate::error::RunError;
 use crate::functions::SharedClaims;
 use crate::plan::{Program, Step, StepKind};
 use crate::sink;
 use crate::source::{BATCH_RECORDS_MAX, Undecodable};
-use click::{LogId, Millis, Offsets, Partition};
+use click::{Millis, Offsets, Partition};
 use datafusion::arrow::array::RecordBatch;
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 use tally_log::{Acknowledgement, Consumer, Log, Topic};
 
@@ -75,7 +76,11 @@ impl Pipeline {
             // Of an older version only its rows before this one's start count, and those are final.
             Some(_) | None => {}
         }
-        check_claims(&claims, from.log_id, &next)?;
+        if program.claims
+            && let Some(claims) = lock(&claims).as_ref()
+        {
+            claims.check_start(from.log_id, &next)?;
+        }
         let written = |step: &Step| match &step.kind {
             StepKind::Sink { topic, .. } => Some(topic.clone()),
             _ => None,
@@ -170,15 +175,11 @@ impl Pipeline {
         // A crash before this returns: the rows come again from the older checkpoint, with the same keys.
         self.flush().await?;
         // A crash before this returns: claims are made again, by the same positions.
+        let next = self.consumer.next();
+        if self.program.claims
+            && let Some(claims) = lock(&self.claims).as_mut()
         {
-            let mut claims = self.claims.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if let Some(claims) = claims.as_mut() {
-                claims.persist()?;
-                let spoken = self.appended.len() == self.from.partitions as usize;
-                if let (true, Some(oldest)) = (spoken, self.appended.values().min()) {
-                    claims.expire(*oldest)?;
-                }
-            }
+            claims.persist(self.from.log_id, &next)?;
         }
         let mut windows = Vec::new();
         for step in &mut self.program.steps {
@@ -188,8 +189,14 @@ impl Pipeline {
             }
         }
         let watermarks = self.program.source.watermarks().clone();
-        let header = Header::new(self.version, self.from.log_id, self.consumer.next(), watermarks);
+        let header = Header::new(self.version, self.from.log_id, next, watermarks);
         Checkpoint { header, windows }.write(&self.checkpoint)
+    }
+
+    /// The append time that every partition has reached; none before each of them has spoken.
+    pub fn reached(&self) -> Option<Millis> {
+        let spoken = self.appended.len() == self.from.partitions as usize;
+        self.appended.values().min().copied().filter(|_| spoken)
     }
 
     /// The next record that will be read in each partition.
@@ -227,7 +234,7 @@ fn restore_windows(program: &mut Program, states: &[RecordBatch], path: &Path) -
     Ok(())
 }
 
-fn check_claims(claims: &SharedClaims, log_id: LogId, next: &Offsets) -> Result<(), RunError> {
-    let claims = claims.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    Ok(claims.as_ref().map_or(Ok(()), |claims| claims.check_start(log_id, next))?)
+/// Claims that another thread left in the middle of a batch are whole: a batch is stored at once or not at all.
+pub fn lock(claims: &SharedClaims) -> MutexGuard<'_, Option<Claims>> {
+    claims.lock().unwrap_or_else(PoisonError::into_inner)
 }

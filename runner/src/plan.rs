@@ -1,15 +1,18 @@
 //! From the statements of a file to the steps that a batch goes through.
 
+mod claims;
+mod tables;
+mod windows;
+
 use crate::error::SqlError;
 use crate::node::{Node, compile};
-use crate::parse::{Column, File, Kind, Origin, Table, parse};
-use crate::source::{Metadata, Source};
-use crate::window::{Aggregate, Window};
+use crate::parse::{File, Kind, parse};
+use crate::source::Source;
+use crate::window::Window;
 use crate::{functions, refuse};
 use datafusion::arrow::array::RecordBatch;
-use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
-use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{Column as ColumnName, DFSchema, DataFusionError, Result as DfResult, ScalarValue, plan_err};
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
+use datafusion::common::{Column as ColumnName, DataFusionError, Result as DfResult, plan_err};
 use datafusion::datasource::empty::EmptyTable;
 use datafusion::datasource::provider_as_source;
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
@@ -17,10 +20,9 @@ use datafusion::logical_expr::{
     Aggregate as LogicalAggregate, Expr, ExprSchemable, Filter, LogicalPlan, LogicalPlanBuilder, Projection, ScalarUDF,
     SubqueryAlias, Union,
 };
-use datafusion::physical_expr::aggregate::AggregateExprBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement as DfStatement;
-use datafusion::sql::sqlparser::ast::{ExprWithAlias, Query, Statement};
+use datafusion::sql::sqlparser::ast::{Query, Statement};
 use datafusion::sql::sqlparser::tokenizer::Location;
 use futures::future::BoxFuture;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -38,6 +40,8 @@ pub struct Program {
     pub source: Source,
     /// In the order of evaluation. Step 0 is the source itself.
     pub steps: Vec<Step>,
+    /// Whether it asks for claims.
+    pub claims: bool,
 }
 
 /// One step; its output has its number.
@@ -100,6 +104,8 @@ struct Planner<'a> {
     sinks: HashMap<String, (String, SchemaRef, Location)>,
     /// What nothing has read or written yet.
     unused: BTreeMap<String, (Location, &'static str)>,
+    /// Whether `claim_click` was called already.
+    claims: bool,
 }
 
 impl<'a> Planner<'a> {
@@ -121,6 +127,7 @@ impl<'a> Planner<'a> {
             readable: HashMap::new(),
             sinks: HashMap::new(),
             unused: BTreeMap::new(),
+            claims: false,
         }
     }
 
@@ -143,6 +150,9 @@ impl<'a> Planner<'a> {
         ] {
             reason = reason.strip_prefix(prefix).unwrap_or(reason);
         }
+        // The engine's own columns are nobody's business.
+        let shown = |name: &str| !HIDDEN.iter().any(|hidden| name.contains(hidden));
+        let reason = reason.split(", ").filter(|part| shown(part)).collect::<Vec<_>>().join(", ");
         self.file.error(at, reason)
     }
 
@@ -154,157 +164,6 @@ impl<'a> Planner<'a> {
             return Err(self.file.error(at, format!("`{name}` is there already")));
         }
         Ok(())
-    }
-
-    fn table(&mut self, table: Table, at: Location) -> Result<(), SqlError> {
-        let error = |reason: String| Err(self.file.error(at, reason));
-        self.check_name(&table.name, at)?;
-        let option = |name: &str| table.options.get(name).map(|(value, _)| value.as_str());
-        let is_source = match option("type") {
-            Some("source") => true,
-            Some("sink") => false,
-            other => return error(format!("option `type` is {other:?}: it must be 'source' or 'sink'")),
-        };
-        // Values that an engine would act on are checked; brokers and groups are Arroyo's business.
-        for (name, (value, place)) in &table.options {
-            let allowed: &[&str] = match (name.as_str(), is_source) {
-                ("connector", _) => &["kafka"],
-                ("format", _) => &["json"],
-                ("type" | "topic" | "bootstrap_servers", _) => continue,
-                ("bad_data", true) => &["drop"],
-                ("source.offset", true) => &["group"],
-                ("source.group_id" | "client_configs", true) => continue,
-                _ => return Err(self.file.error(*place, format!("option `{name}` is not supported"))),
-            };
-            if !allowed.contains(&value.as_str()) {
-                return Err(self
-                    .file
-                    .error(*place, format!("option `{name}` is '{value}': it must be '{}'", allowed.join("' or '"))));
-            }
-        }
-        for name in ["connector", "format", "topic"] {
-            if option(name).is_none() {
-                return error(format!("option `{name}` is missing"));
-            }
-        }
-        let topic = option("topic").unwrap_or_default().to_string();
-        self.unused.insert(table.name.clone(), (at, if is_source { "read" } else { "written" }));
-        if is_source { self.source_table(table, topic, at) } else { self.sink_table(table, topic, at) }
-    }
-
-    fn sink_table(&mut self, table: Table, topic: String, at: Location) -> Result<(), SqlError> {
-        let mut fields = Vec::new();
-        for column in &table.columns {
-            if !matches!(column.origin, Origin::Field) {
-                return Err(self.file.error(column.at, "a sink's columns are plain: name and type"));
-            }
-            fields.push(self.field(column)?);
-        }
-        if table.watermark.is_some() {
-            return Err(self.file.error(at, "a sink has no watermark"));
-        }
-        self.sinks.insert(table.name, (topic, Arc::new(Schema::new(fields)), at));
-        Ok(())
-    }
-
-    fn source_table(&mut self, table: Table, topic: String, at: Location) -> Result<(), SqlError> {
-        if self.source.is_some() {
-            return Err(self.file.error(at, "a second source: a pipeline file reads one topic here"));
-        }
-        let Some(watermark) = &table.watermark else {
-            return Err(self.file.error(at, "a source needs WATERMARK FOR event_time AS (expression)"));
-        };
-        let (mut fields, mut metadata, mut metadata_fields) = (Vec::new(), Vec::new(), Vec::new());
-        for column in &table.columns {
-            let field = self.field(column)?;
-            if HIDDEN.contains(&column.name.as_str()) {
-                return Err(self.file.error(column.at, format!("`{}` is a name of the engine's own", column.name)));
-            }
-            match &column.origin {
-                Origin::Field => fields.push(field),
-                Origin::Metadata(name) => {
-                    let known = Metadata::of(name, field.data_type());
-                    let wrong = || {
-                        self.file.error(
-                            column.at,
-                            format!("no metadata '{name}' of this type: there is {}", Metadata::NAMES),
-                        )
-                    };
-                    metadata.push(known.ok_or_else(wrong)?);
-                    metadata_fields.push(field);
-                }
-                Origin::Generated(_) => {}
-            }
-        }
-        let json = Arc::new(Schema::new(fields.clone()));
-        fields.extend(metadata_fields);
-        let records = Arc::new(Schema::new(fields));
-
-        // The table's columns are a projection of the records; so are event time and watermark.
-        let qualified = DFSchema::try_from_qualified_schema(RECORDS, &records).map_err(|e| self.error(at, e))?;
-        let state = self.state();
-        let mut expressions = Vec::new();
-        let mut event_time = None;
-        for column in &table.columns {
-            let expression = match &column.origin {
-                Origin::Generated(sql) => {
-                    let sql = ExprWithAlias { expr: (**sql).clone(), alias: None };
-                    let data_type = self.field(column)?.data_type().clone();
-                    let expression = state.create_logical_expr_from_sql_expr(sql, &qualified);
-                    let cast = expression.and_then(|e| e.cast_to(&data_type, &qualified));
-                    cast.map_err(|e| self.error(column.at, e))?
-                }
-                _ => Expr::Column(ColumnName::new(Some(RECORDS), column.name.as_str())),
-            };
-            if column.name == watermark.column {
-                if column.nullable {
-                    return Err(self.file.error(
-                        watermark.at,
-                        format!("`{}` must be NOT NULL: every record has an event time", column.name),
-                    ));
-                }
-                event_time = Some(expression.clone());
-            }
-            expressions.push(expression.alias(column.name.as_str()));
-        }
-        let Some(event_time) = event_time else {
-            return Err(self.file.error(watermark.at, format!("the table has no column `{}`", watermark.column)));
-        };
-        let sql = ExprWithAlias { expr: (*watermark.expression).clone(), alias: None };
-        let after =
-            state.create_logical_expr_from_sql_expr(sql, &qualified).map_err(|e| self.error(watermark.at, e))?;
-        let time = DataType::Timestamp(TimeUnit::Nanosecond, None);
-        for (expression, name) in [(event_time, EVENT_TIME), (after, WATERMARK)] {
-            let cast = expression.cast_to(&time, &qualified).map_err(|e| self.error(watermark.at, e))?;
-            expressions.push(cast.alias(name));
-        }
-        let compiled = scan(RECORDS, &records)
-            .and_then(|scan| LogicalPlanBuilder::from(scan).project(expressions)?.build())
-            .and_then(|plan| {
-                refuse::check(&plan)?;
-                compile(&plan, &state, &HashMap::from([(RECORDS.to_string(), 0)]))
-            });
-        let columns = compiled.map_err(|e| self.error(watermark.at, e))?;
-
-        let mut shown: Vec<Field> = columns.schema().fields().iter().map(|f| f.as_ref().clone()).collect();
-        for (field, column) in shown.iter_mut().zip(&table.columns) {
-            // NOT NULL of the declaration holds; what the expression says may be less sure.
-            *field = field.clone().with_nullable(column.nullable);
-        }
-        // Before the first record of a partition there is no watermark.
-        let last = shown.len() - 1;
-        shown[last] = shown[last].clone().with_nullable(true);
-        let schema = Arc::new(Schema::new(shown));
-        self.source = Some(Source::new(topic, json, metadata, records, columns, schema.clone()));
-        self.readable_step(&table.name, StepKind::Source, schema, at)
-    }
-
-    fn field(&self, column: &Column) -> Result<Field, SqlError> {
-        let sql = format!("CAST(NULL AS {})", column.data_type);
-        let empty = DFSchema::empty();
-        let data_type = self.state().create_logical_expr(&sql, &empty).and_then(|e| e.get_type(&empty));
-        let data_type = data_type.map_err(|e| self.error(column.at, e))?;
-        Ok(Field::new(&column.name, data_type, column.nullable))
     }
 
     fn readable_step(&mut self, name: &str, kind: StepKind, schema: SchemaRef, at: Location) -> Result<(), SqlError> {
@@ -341,7 +200,7 @@ impl<'a> Planner<'a> {
         for name in read {
             self.unused.remove(&name);
         }
-        Ok(plan)
+        self.cut_at_claims(plan).map_err(|e| self.error(at, e))
     }
 
     async fn view(&mut self, name: String, query: Box<Query>, at: Location) -> Result<(), SqlError> {
@@ -366,105 +225,6 @@ impl<'a> Planner<'a> {
                 Ok(StepKind::View(compile(&carried, &state, &self.readable)?))
             }
         }
-    }
-
-    fn window(&self, plan: &LogicalPlan, aggregate: &LogicalAggregate, state: &SessionState) -> DfResult<StepKind> {
-        let of = aggregate.input.schema();
-        let mut window = None;
-        let mut before: Vec<Expr> = Vec::new();
-        for (number, expression) in aggregate.group_expr.iter().enumerate() {
-            match tumble_width(expression)? {
-                Some(_) if window.is_some() => return plan_err!("GROUP BY has two tumble(…): a window has one"),
-                Some(width_ns) => window = Some((number, width_ns)),
-                None if matches!(expression, Expr::GroupingSet(_)) => {
-                    return plan_err!(
-                        "ROLLUP, CUBE and GROUPING SETS are not supported: count in one grouping, and sum in the report"
-                    );
-                }
-                None => before.push(expression.clone().alias(format!("__key{}", before.len()))),
-            }
-        }
-        let Some((window_column, width_ns)) = window else {
-            return plan_err!(
-                "an aggregate without a window never ends: GROUP BY tumble(INTERVAL '1 minute') AS window"
-            );
-        };
-        let keys = before.len();
-        let mut functions = Vec::new();
-        for (number, expression) in aggregate.aggr_expr.iter().enumerate() {
-            let Expr::AggregateFunction(call) = expression.clone().unalias() else {
-                return plan_err!("{expression} is not an aggregate");
-            };
-            let name = call.func.name().to_string();
-            let params = call.params;
-            if !refuse::AGGREGATES.contains(&name.as_str()) {
-                return plan_err!("{name}() is not supported in a window: there are {}", refuse::AGGREGATES.join(", "));
-            }
-            if params.distinct && name != "count" {
-                return plan_err!("{name}(DISTINCT …) is not supported: only count(DISTINCT …) is");
-            }
-            if !params.order_by.is_empty() || params.null_treatment.is_some() {
-                return plan_err!("{name}() takes no ORDER BY and no NULLS clause here");
-            }
-            let first = before.len();
-            for (i, argument) in params.args.iter().enumerate() {
-                before.push(argument.clone().alias(format!("__argument{number}_{i}")));
-            }
-            let arguments: Vec<usize> = (first..before.len()).collect();
-            let filter = params.filter.map(|filter| {
-                before.push(filter.alias(format!("__filter{number}")));
-                before.len() - 1
-            });
-            functions.push((call.func, params.distinct, arguments, filter));
-        }
-        for hidden in HIDDEN {
-            match of.qualified_field_with_unqualified_name(hidden) {
-                Ok((qualifier, _)) => before.push(Expr::Column(ColumnName::new(qualifier.cloned(), hidden))),
-                Err(_) => {
-                    return plan_err!(
-                        "a window over what came out of a window is not supported: sum its rows in the report"
-                    );
-                }
-            }
-        }
-        let input = LogicalPlan::Projection(Projection::try_new(before, Arc::new(carry(&aggregate.input)?))?);
-        refuse::check_no_tumble(&input)?;
-        let input = compile(&input, state, &self.readable)?;
-        let input_schema = input.schema();
-        let mut aggregates = Vec::new();
-        for (number, (function, distinct, arguments, filter)) in functions.into_iter().enumerate() {
-            let expressions: DfResult<Vec<_>> = arguments
-                .iter()
-                .map(|i| {
-                    Ok(Arc::new(datafusion::physical_expr::expressions::Column::new(input_schema.field(*i).name(), *i))
-                        as _)
-                })
-                .collect();
-            let built = AggregateExprBuilder::new(function, expressions?)
-                .schema(input_schema.clone())
-                .alias(format!("__aggregate{number}"))
-                .with_distinct(distinct)
-                .build()?;
-            aggregates.push(Aggregate { function: Arc::new(built), arguments, filter });
-        }
-        // What comes out of the window is a table to the rest of the plan.
-        let fields: Vec<Field> = aggregate
-            .schema
-            .fields()
-            .iter()
-            .enumerate()
-            .map(|(i, field)| Field::new(format!("c{i}"), field.data_type().clone(), true))
-            .collect();
-        let output = Arc::new(Schema::new(fields));
-        let rest = plan.clone().transform_down(|node| match node {
-            LogicalPlan::Aggregate(aggregate) => Ok(Transformed::yes(rows_of(&aggregate, &output)?)),
-            other => Ok(Transformed::no(other)),
-        })?;
-        let rest = rest.data.recompute_schema()?;
-        refuse::check_no_tumble(&rest)?;
-        let rest = compile(&rest, state, &HashMap::from([(ROWS.to_string(), 0)]))?;
-        let window = Window::new(input, keys, window_column, aggregates, output, width_ns);
-        Ok(StepKind::Window { window: Box::new(window), rest })
     }
 
     async fn insert(&mut self, into: String, query: Box<Query>, at: Location) -> Result<(), SqlError> {
@@ -512,7 +272,7 @@ impl<'a> Planner<'a> {
         let Some(source) = self.source else {
             return Err(self.file.error(start, "no source: CREATE TABLE … WITH (type = 'source', …)"));
         };
-        Ok(Program { file: self.file.name.clone(), source, steps: self.steps })
+        Ok(Program { file: self.file.name.clone(), source, steps: self.steps, claims: self.claims })
     }
 }
 
@@ -538,43 +298,6 @@ fn find_aggregate(plan: &LogicalPlan) -> Option<&LogicalAggregate> {
         LogicalPlan::Filter(filter) => find_aggregate(&filter.input),
         LogicalPlan::SubqueryAlias(alias) => find_aggregate(&alias.input),
         _ => None,
-    }
-}
-
-/// A table of a window's rows, with the names that the aggregate's columns had.
-fn rows_of(aggregate: &LogicalAggregate, output: &SchemaRef) -> DfResult<LogicalPlan> {
-    let names: Vec<Expr> = aggregate
-        .schema
-        .iter()
-        .enumerate()
-        .map(|(i, (qualifier, field))| {
-            let column = Expr::Column(ColumnName::new(Some(quoted(ROWS)), format!("c{i}")));
-            column.alias_qualified(qualifier.cloned(), field.name())
-        })
-        .collect();
-    Ok(LogicalPlan::Projection(Projection::try_new(names, Arc::new(scan(ROWS, output)?))?))
-}
-
-/// Width in nanoseconds of `tumble(INTERVAL …)`, if the expression is one.
-fn tumble_width(expression: &Expr) -> DfResult<Option<i64>> {
-    let Expr::ScalarFunction(call) = expression.clone().unalias() else { return Ok(None) };
-    if call.func.name() != "tumble" {
-        return Ok(None);
-    }
-    let width = match call.args.first() {
-        Some(Expr::Literal(ScalarValue::IntervalMonthDayNano(Some(interval)), _)) if interval.months == 0 => {
-            i64::from(interval.days)
-                .checked_mul(86_400_000_000_000)
-                .and_then(|days| days.checked_add(interval.nanoseconds))
-        }
-        Some(Expr::Literal(ScalarValue::IntervalDayTime(Some(interval)), _)) => {
-            Some(i64::from(interval.days) * 86_400_000_000_000 + i64::from(interval.milliseconds) * 1_000_000)
-        }
-        _ => None,
-    };
-    match width {
-        Some(width) if width > 0 => Ok(Some(width)),
-        _ => plan_err!("tumble takes a fixed interval above zero, e.g. INTERVAL '1 minute'"),
     }
 }
 

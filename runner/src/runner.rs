@@ -4,13 +4,13 @@ use crate::claims::{Claims, ClaimsSettings, VersionStart};
 use crate::error::RunError;
 use crate::files::{PipelineFiles, variables};
 use crate::functions::{self, SharedClaims};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, lock};
 use crate::plan::plan;
-use click::Lateness;
+use click::{Lateness, Millis};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tally_log::Log;
@@ -44,11 +44,15 @@ pub struct RunnerCounters {
     pub undecodable: AtomicU64,
     pub late_rows: AtomicU64,
     pub checkpoints: AtomicU64,
+    /// To be told by whoever knows: minutes before this are final, in milliseconds. Claims are kept for longer than a
+    /// replay from there needs them; from the beginning, as long as nobody says.
+    pub complete_through: AtomicI64,
 }
 
 /// The pipelines of one deployment.
 pub struct Runner {
     pipelines: Vec<Pipeline>,
+    claims: SharedClaims,
     settings: RunnerSettings,
     counters: Arc<RunnerCounters>,
 }
@@ -79,7 +83,7 @@ impl Runner {
             let start = &newest.positions;
             pipelines.push(Pipeline::open(program, log.clone(), claims.clone(), checkpoint, version, start).await?);
         }
-        let runner = Runner { pipelines, settings, counters: Arc::default() };
+        let runner = Runner { pipelines, claims, settings, counters: Arc::default() };
         runner.count_taken();
         Ok(runner)
     }
@@ -141,6 +145,13 @@ impl Runner {
     pub async fn checkpoint(&mut self) -> Result<(), RunError> {
         for pipeline in &mut self.pipelines {
             pipeline.checkpoint().await?;
+        }
+        // Only now: a replay from an older checkpoint would ask for claims that are gone. Nor may one go that a new
+        // version will ask for, which starts where minutes are final.
+        let reached = self.pipelines.iter().map(Pipeline::reached).min().flatten();
+        let complete_through = Millis::new(self.counters.complete_through.load(Ordering::Relaxed));
+        if let (Some(reached), Some(claims)) = (reached, lock(&self.claims).as_mut()) {
+            claims.expire(reached.min(complete_through))?;
         }
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
         Ok(())

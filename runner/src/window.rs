@@ -56,8 +56,12 @@ impl Window {
         aggregates: Vec<Aggregate>,
         output: SchemaRef,
         width_ns: i64,
-    ) -> Self {
-        Window { input, keys, window_column, aggregates, output, width_ns, open: BTreeMap::new(), late_rows: 0 }
+    ) -> Result<Self> {
+        let window =
+            Window { input, keys, window_column, aggregates, output, width_ns, open: BTreeMap::new(), late_rows: 0 };
+        // What cannot be counted is to be known before the first record.
+        window.new_groups()?;
+        Ok(window)
     }
 
     /// How many rows came too late for their window so far.
@@ -80,11 +84,14 @@ impl Window {
         let mut rows: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
         for row in 0..batch.num_rows() {
             let time = times.value(row);
-            let start = time - time.rem_euclid(self.width_ns);
-            if watermarks.is_valid(row) && start + self.width_ns <= watermarks.value(row) {
-                self.late_rows += 1;
-            } else {
-                rows.entry(start).or_default().push(row as u32);
+            // A window that reaches beyond what a timestamp can hold is over before it begins.
+            let start = time.checked_sub(time.rem_euclid(self.width_ns));
+            let window = start.and_then(|start| Some((start, start.checked_add(self.width_ns)?)));
+            match window {
+                Some((start, end)) if watermarks.is_null(row) || end > watermarks.value(row) => {
+                    rows.entry(start).or_default().push(row as u32);
+                }
+                _ => self.late_rows += 1,
             }
         }
         for (start, rows) in rows {

@@ -131,6 +131,9 @@ impl Config {
         whole("slack", self.slack, Duration::ZERO)?;
         whole("dedup_horizon", self.dedup_horizon, Duration::from_secs(60))?;
         whole("checkpoint_every", self.checkpoint_every, Duration::from_millis(100))?;
+        if self.log_retention > Duration::from_secs(100 * 366 * 86_400) {
+            bail!("log_retention is {:?}: it must be at most a hundred years", self.log_retention);
+        }
         if self.log_retention < self.lateness + self.slack + Duration::from_secs(3600) {
             bail!(
                 "log_retention is {:?}: it must be at least an hour more than lateness and slack",

@@ -11,8 +11,8 @@ use reqwest::redirect::Policy;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -78,6 +78,14 @@ pub struct Sent {
     /// Prefetches, answered 503 as they should be.
     pub prefetches: AtomicU64,
     pub failed: AtomicU64,
+    first_failure: OnceLock<String>,
+}
+
+impl Sent {
+    /// What the first failure said.
+    pub fn first_failure(&self) -> &str {
+        self.first_failure.get().map_or("no failure", String::as_str)
+    }
 }
 
 #[derive(Clone)]
@@ -128,10 +136,18 @@ impl Demo {
                 }
                 let sent = sent.clone();
                 tokio::spawn(async move {
-                    let counter = match call.send().await.map(|answer| answer.status().as_u16()) {
+                    let answer = call.send().await.map(|answer| answer.status().as_u16());
+                    let counter = match &answer {
                         Ok(302) => &sent.redirected,
                         Ok(503) if request.prefetch => &sent.prefetches,
-                        _ => &sent.failed,
+                        Ok(other) => {
+                            sent.first_failure.get_or_init(|| format!("the answer was {other}"));
+                            &sent.failed
+                        }
+                        Err(error) => {
+                            sent.first_failure.get_or_init(|| format!("{error:?}"));
+                            &sent.failed
+                        }
                     };
                     counter.fetch_add(1, Ordering::Relaxed);
                     drop(room);

@@ -114,6 +114,12 @@ impl Machine {
         Service::new(log, self.clicks.clone(), self.catalog.clone(), clock, self.secret.clone(), settings, seen)
     }
 
+    /// An ad whose clicks are billed, to try the system with.
+    pub fn sample_ad(&self) -> Option<&redirect::Ad> {
+        let billed = |ad: &&redirect::Ad| ad.state == redirect::AdState::Active;
+        self.catalog.get("ad_9").filter(billed).or_else(|| self.catalog.ads().find(billed))
+    }
+
     /// Records that the runner has not taken in yet.
     pub async fn lag(log: &LocalLog, clicks: &Topic, taken: u64) -> Result<u64> {
         let mut held = 0;

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tally::bench::PipelineBench;
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
+use tally::status::say;
 use tracing_subscriber::EnvFilter;
 
 /// Counts ad clicks that can be billed: every billable click that was answered with a 302, exactly once.
@@ -105,7 +107,7 @@ struct DemoArgs {
 #[derive(Args)]
 struct Check {
     /// Folder of the pipeline files
-    #[arg(long, default_value = "pipelines")]
+    #[arg(long, default_value = "pipelines", env = "TALLY_PIPELINES")]
     pipelines: PathBuf,
 }
 
@@ -117,7 +119,8 @@ enum Bench {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("TALLY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -136,7 +139,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Check(check) => {
                 let files = runner::PipelineFiles::read(&check.pipelines)?;
                 files.check(Config::default().lateness()).await?;
-                println!("{}: every file can be run", check.pipelines.display());
+                say(&format!("{}: every file can be run", check.pipelines.display()));
                 Ok(())
             }
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
@@ -146,8 +149,8 @@ fn run(cli: Cli) -> Result<()> {
 
 async fn demo(args: DemoArgs) -> Result<()> {
     let sent = Arc::new(Sent::default());
-    println!("sending {} clicks a second to {}; Ctrl-C stops", args.rate, args.url);
-    let demo = Demo { url: args.url, rate: args.rate, seed: args.seed };
+    say(&format!("sending {} clicks a second to {}; Ctrl-C stops", args.rate, args.url));
+    let demo = Demo { url: args.url.trim_end_matches('/').to_string(), rate: args.rate, seed: args.seed };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let running = tokio::spawn(demo.run(sent.clone(), async move {
         // Gone or told: both mean stop.
@@ -167,12 +170,14 @@ async fn demo(args: DemoArgs) -> Result<()> {
         tokio::select! {
             () = &mut deadline => break,
             _ = &mut interrupted => break,
-            _ = every.tick() => println!("{}", told(&sent)),
+            _ = every.tick() => say(&told(&sent)),
         }
     }
     drop(stop);
     running.await??;
-    println!("{}", told(&sent));
+    say(&told(&sent));
+    let nothing = sent.redirected.load(Ordering::Relaxed) == 0 && sent.failed.load(Ordering::Relaxed) > 0;
+    anyhow::ensure!(!nothing, "no click was answered with a 302: {}", sent.first_failure());
     Ok(())
 }
 

@@ -6,9 +6,12 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
-use click::{AdId, ClickId};
+use click::{AdId, ClickId, Clock, SystemClock};
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// A click whose verdict is not there after so long was judged before this process began, or long ago, or never made.
+const HELD_MS: i64 = 30_000;
 
 #[derive(Clone)]
 struct Pages {
@@ -30,6 +33,9 @@ async fn page(State(pages): State<Pages>, Path(ad): Path<String>, RawQuery(query
         None => ("You came here without a click on an ad.".to_string(), true),
         Some(click) => match pages.verdicts.of(&click.to_string()) {
             Some(judged) => (told(&judged.verdict, judged.campaign_id.as_deref().unwrap_or("?")), true),
+            None if SystemClock.now().get() - click.at().get() > HELD_MS => {
+                ("What became of this click is not held here any more: see the report.".to_string(), true)
+            }
             None => ("Your click is durable. It is being counted …".to_string(), false),
         },
     };

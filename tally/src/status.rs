@@ -36,6 +36,11 @@ impl fmt::Display for Line {
     }
 }
 
+/// Prints a line. Who reads it may be gone: that must neither stop the system nor spoil its stop.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
 /// 1234567 as `1,234,567`.
 fn thousands(number: u64) -> String {
     let digits = number.to_string();
@@ -82,8 +87,9 @@ impl Shown {
         let mut out = std::io::stdout().lock();
         // A closed pipe must not stop the system: who reads the line does not matter to the clicks.
         let _ = match self.terminal {
-            true => write!(out, "\r\x1b[2K{line}").and_then(|()| out.flush()),
-            false => writeln!(out, "{line}"),
+            // Without wrapping: a line that is too long for the terminal is cut, and stays one line.
+            true => write!(out, "\r\x1b[2K\x1b[?7l{line}\x1b[?7h").and_then(|()| out.flush()),
+            false => writeln!(out, "{} {line}", click::Clock::now(&click::SystemClock)),
         };
         self.last = Some((line, Instant::now()));
     }
@@ -91,7 +97,7 @@ impl Shown {
     /// Leaves the line standing.
     pub fn end(&self) {
         if self.terminal {
-            println!();
+            say("");
         }
     }
 }

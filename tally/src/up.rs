@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::demo::{Demo, Sent};
 use crate::machine::Machine;
-use crate::status::{Line, Shown};
+use crate::status::{Line, Shown, say};
 use crate::verdicts::Verdicts;
 use crate::{machine, sample};
 use anyhow::{Context, Result, anyhow};
@@ -38,6 +38,7 @@ pub fn up(config: Config, demo: bool) -> BoxFuture<'static, Result<()>> {
 
 async fn run(config: Config, demo: bool) -> Result<()> {
     config.check()?;
+    let settings = Machine::redirect_settings(&config)?;
     let redirect_on = bind("redirect", config.redirect.listen).await?;
     let reporting_on = bind("reporting", config.reporting.listen).await?;
     let sample_on = bind("sample", config.sample.listen).await?;
@@ -51,7 +52,7 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     let machine = Machine::open(&config, clock.clone()).await?;
     greet(&config, &machine, redirect_at, reporting_at);
 
-    let service = machine.redirect(machine.log.clone(), clock.clone(), Machine::redirect_settings(&config)?);
+    let service = machine.redirect(machine.log.clone(), clock.clone(), settings);
     let Machine { log, clicks, raw_clicks, runner, warehouse, loader, .. } = machine;
     let (stage, _) = watch::channel(Stage::Running);
     let reached = |wanted: Stage| {
@@ -101,7 +102,14 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     let (following, of) = (log.clone(), raw_clicks.clone());
     let stop = reached(Stage::StopReports);
     let follow = parts.spawn("verdicts", async move {
-        tokio::select! { followed = verdicts.follow(&*following, &of) => Ok(followed?), () = stop => Ok(()) }
+        tokio::select! {
+            followed = verdicts.follow(&*following, &of) => {
+                // Only the sample pages show them: no reason to stop.
+                tracing::warn!(error = ?followed.err(), "the sample pages will not say what became of clicks");
+            }
+            () = stop => {}
+        }
+        Ok(())
     });
     let (kept, settings, through, time) = (log.clone(), config.clone(), warehouse.clone(), clock.clone());
     let stop = reached(Stage::StopReports);
@@ -125,12 +133,17 @@ async fn run(config: Config, demo: bool) -> Result<()> {
             failure = failures.recv() => break failure,
             _ = every.tick() => {
                 let status = warehouse.status();
+                counters.complete_through.store(status.complete_through.get(), Ordering::Relaxed);
                 let taken = counters.taken.load(Ordering::Relaxed);
+                let lag = match Machine::lag(&log, &clicks, taken).await {
+                    Ok(lag) => lag,
+                    Err(failure) => break Some(failure),
+                };
                 shown.show(Line {
                     clicks: status.rows.saturating_sub(status.verdict("heartbeat")),
                     billable: status.verdict("billable") + status.verdict("late"),
                     duplicates: status.verdict("duplicate"),
-                    lag: Machine::lag(&log, &clicks, taken).await?,
+                    lag,
                     complete_through: status.complete_through,
                     waiting: status.waiting,
                 });
@@ -139,7 +152,7 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     };
     shown.end();
     if failure.is_none() {
-        println!("stopping; what was answered is safe (Ctrl-C again: at once)");
+        say("stopping; what was answered is safe (Ctrl-C again: at once)");
     }
     tokio::spawn(async {
         if tokio::signal::ctrl_c().await.is_ok() {
@@ -161,7 +174,7 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     match failure.or_else(|| failures.try_recv().ok()) {
         Some(failure) => Err(failure),
         None => {
-            println!("stopped");
+            say("stopped");
             Ok(())
         }
     }
@@ -176,7 +189,12 @@ impl Parts {
     fn spawn(&self, name: &'static str, part: impl Future<Output = Result<()>> + Send + 'static) -> JoinHandle<()> {
         let failed = self.failed.clone();
         tokio::spawn(async move {
-            if let Err(error) = part.await {
+            // A part that panics has failed as well: the others must not go on as if it were there.
+            let ended = match tokio::spawn(part).await {
+                Ok(result) => result,
+                Err(panicked) => Err(panicked.into()),
+            };
+            if let Err(error) = ended {
                 // With eight failures waiting the first is long known.
                 let _ = failed.try_send(error.context(format!("{name} failed")));
             }
@@ -198,25 +216,32 @@ async fn told_to_stop() -> Result<()> {
 
 fn greet(config: &Config, machine: &Machine, redirect_at: SocketAddr, reporting_at: SocketAddr) {
     for repair in &machine.repairs {
-        println!("repaired: {repair}");
+        say(&format!("repaired: {repair}"));
     }
     let deployment = &machine.deployment;
     let (version, data) = (deployment.version, config.data.display());
-    println!("Tally is up. Data in {data}, pipeline version {version}.");
+    say(&format!("Tally is up. Data in {data}, pipeline version {version}."));
+    if machine.clicks.partitions != config.partitions {
+        let (held, asked) = (machine.clicks.partitions, config.partitions);
+        say(&format!("The log has {held} partitions for its life; `partitions = {asked}` is for a new one."));
+    }
     if deployment.new && version > 1 {
-        println!(
+        say(&format!(
             "The pipelines, their functions or their settings changed: this is a new version. What is final stays as it \
-             is; every click after {} is judged by the new rules.",
+             is; what was not final at {} is judged again, and what comes is judged, by the new rules.",
             machine.warehouse.status().complete_through
-        );
+        ));
     }
     let day = &machine.clock.now().to_string()[..10];
     let impression = format!("imp_{}", uuid::Uuid::new_v4().simple());
-    println!("\n  a click    http://{redirect_at}/api/v1/click/{impression}?ad_id=ad_9&campaign_id=cmp_7");
-    println!("  a report   http://{reporting_at}/api/v1/reports/clicks?from={day}&to={day}&groupBy=minute,ad_id");
-    println!("  dashboard  http://{reporting_at}/\n");
-    println!(
-        "Open the click in a browser. (curl says that it is curl, and is counted as a bot: give it -A \"Mozilla/5.0 …\".)"
-    );
-    println!("`tally demo` in another terminal sends 200 clicks a second. Ctrl-C stops.\n");
+    let sample =
+        machine.sample_ad().map(|ad| format!("{impression}?ad_id={}&campaign_id={}", ad.ad_id, ad.campaign_id));
+    say("");
+    if let Some(sample) = sample {
+        say(&format!("  a click    http://{redirect_at}/api/v1/click/{sample}"));
+    }
+    say(&format!("  a report   http://{reporting_at}/api/v1/reports/clicks?from={day}&to={day}&groupBy=minute,ad_id"));
+    say(&format!("  dashboard  http://{reporting_at}/"));
+    say("\nOpen the click in a browser. (curl says that it is curl, and is not billed: give it -A \"Mozilla/5.0 …\".)");
+    say("`tally demo` in another terminal sends 200 clicks a second. Ctrl-C stops.\n");
 }

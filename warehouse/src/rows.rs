@@ -57,7 +57,8 @@ fn minute(timestamp: Option<Millis>, appended_at: Millis) -> Minute {
     timestamp.map_or(appended_at, |timestamp| timestamp.min(appended_at)).minute()
 }
 
-/// As much of a row of `raw_clicks` as counting needs. Reading it copies nothing that is not kept.
+/// As much of a row of `raw_clicks` as counting needs. Reading it copies nothing that is not kept. It takes just the rows
+/// that [`RawRow`] takes: one that is counted can be written.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CountedRow<'a> {
     pub log_id: LogId,
@@ -78,6 +79,22 @@ pub(crate) struct CountedRow<'a> {
     #[serde(borrow)]
     pub verdict: Cow<'a, str>,
     pub version: i64,
+    #[serde(borrow, rename = "kind")]
+    _kind: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "click_id")]
+    _click_id: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "impression_id")]
+    _impression_id: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "ip_hash")]
+    _ip_hash: Option<Cow<'a, str>>,
+    #[serde(borrow, rename = "user_agent")]
+    _user_agent: Option<Cow<'a, str>>,
+    #[serde(rename = "seen_before")]
+    _seen_before: Option<bool>,
+    #[serde(rename = "attempt")]
+    _attempt: Option<i64>,
+    #[serde(borrow, rename = "invalid_reason")]
+    _invalid_reason: Option<Cow<'a, str>>,
 }
 
 impl CountedRow<'_> {
@@ -182,5 +199,25 @@ mod tests {
         };
         assert!(serde_json::from_str::<EngineRow>(&row("2026-04-20T12:00:00")).is_ok());
         assert!(serde_json::from_str::<EngineRow>(&row("2026-04-20T12:00:01")).is_err());
+    }
+
+    #[test]
+    fn a_row_that_is_counted_can_be_written() {
+        let row = r#"{"log_id":"018f0000-0000-4000-8000-000000000000","log_partition":0,"log_offset":1,"kind":"click","click_id":"c","impression_id":"i","ad_id":"a","campaign_id":"m","publisher_id":"p","timestamp":"2026-04-20T12:00:00","appended_at":"2026-04-20T12:00:01","country":"DE","device":"mobile","ip_hash":"00","user_agent":"x","seen_before":null,"attempt":1,"invalid_reason":null,"verdict":"billable","version":1}"#;
+        let both = |text: &str| {
+            let counted = serde_json::from_str::<CountedRow<'_>>(text).is_ok();
+            (counted, serde_json::from_str::<RawRow>(text).is_ok())
+        };
+        assert_eq!(both(row), (true, true));
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(row).unwrap();
+        for name in fields.keys() {
+            for value in [serde_json::Value::Null, "x".into(), 7.into(), true.into(), serde_json::json!([])] {
+                let mut changed = fields.clone();
+                changed.insert(name.clone(), value);
+                let text = serde_json::to_string(&changed).unwrap();
+                let (counted, written) = both(&text);
+                assert_eq!(counted, written, "{text}");
+            }
+        }
     }
 }

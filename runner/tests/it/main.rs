@@ -137,6 +137,14 @@ async fn what_is_no_json_is_left_out_and_nothing_else() {
     expected.raw.insert((2, after), ("heartbeat".into(), 1));
     check(&log, &expected);
     assert_eq!(runner.counters().undecodable.load(std::sync::atomic::Ordering::Relaxed), bad.len() as u64);
+
+    // One more at the very end of the log, which asks for no claim: a restart from there goes on.
+    log.put("clicks", 2, at, &b"{"[..]);
+    runner.catch_up().await.unwrap();
+    runner.checkpoint().await.unwrap();
+    drop(runner);
+    open(&log, dir.path(), &files(), vec![start(1, 0)]).await.catch_up().await.unwrap();
+    check(&log, &expected);
 }
 
 #[tokio::test]

@@ -84,3 +84,31 @@ async fn tables_are_checked() {
     )
     .await;
 }
+
+const CLAIM: &str =
+    "claim_click(claim_key, log_id, log_partition, log_offset, appended_ms, version) AS first_claim FROM judged";
+
+#[tokio::test]
+async fn claims_are_asked_once_and_for_every_record() {
+    let call = CLAIM.replace(" AS first_claim FROM judged", "");
+    check(CLAIM, &format!("1 AS first_claim FROM judged WHERE {call} = 1"), "must be a column of a SELECT").await;
+    check(CLAIM, &format!("COALESCE({call}, 0) AS first_claim FROM judged"), "must be a column of a SELECT").await;
+    check(CLAIM, &format!("{call} AS again, {CLAIM}"), "a second claim_click").await;
+}
+
+#[tokio::test]
+async fn nothing_is_accepted_and_ignored() {
+    check("FROM reasons;", "FROM reasons TABLESAMPLE SYSTEM (10);", "TABLESAMPLE is not supported").await;
+    check("FROM reasons;", "FROM reasons FOR UPDATE;", "UPDATE is not supported").await;
+    check("publisher_id, country, device;", "publisher_id, ROLLUP(country, device);", "ROLLUP is not supported").await;
+    check("CREATE VIEW judged AS", "CREATE OR REPLACE VIEW judged AS", "CREATE VIEW with anything but a name").await;
+    check("CREATE VIEW judged AS", "CREATE VIEW IF NOT EXISTS judged AS", "CREATE VIEW with anything but a name").await;
+    check("INSERT INTO raw_clicks", "INSERT OVERWRITE raw_clicks", "").await;
+    check("clicks BIGINT, version BIGINT", "clicks BIGINT NOT NULL, version BIGINT", "cannot be NOT NULL").await;
+    check(
+        "CAST(arrow_cast(appended_ms, 'Timestamp(Millisecond, None)') AS TIMESTAMP)\n      -",
+        "\"timestamp\"\n      -",
+        "can be NULL",
+    )
+    .await;
+}

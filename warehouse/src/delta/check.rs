@@ -9,9 +9,15 @@ use futures::TryStreamExt;
 use std::path::{Path, PathBuf};
 use tally_log::durable;
 
-/// Removes files that were not in place yet when a process died.
+/// Removes files that were not in place yet when a process died, and makes those that were durable: a commit whose link
+/// was made, and whose folder was not synced, is visible after a kill -9 and could still be gone after a power cut. What
+/// is read from here on is built upon.
 pub(super) fn sweep(dir: &Path) -> Result<()> {
     durable::remove_leftovers(dir)?;
+    durable::sync_dir(dir)?;
+    if let Some(parent) = dir.parent() {
+        durable::sync_dir(parent)?;
+    }
     for path in durable::list(dir)? {
         if path.is_dir() {
             sweep(&path)?;
