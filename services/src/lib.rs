@@ -1,0 +1,89 @@
+//! The real servers that tests run against: started on loopback, stopped with the test.
+//!
+//! A machine may not have one. Then the test passes and says what it skipped, unless `TALLY_SERVICES=required`, as in
+//! `.ci/run`: then it fails.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Answers `None` after saying that a test is skipped, and why; panics where every service must be there.
+pub fn skip<T>(service: &str, why: &str) -> Option<T> {
+    let required = std::env::var("TALLY_SERVICES").is_ok_and(|value| value == "required");
+    assert!(!required, "TALLY_SERVICES=required, but {service}: {why}");
+    eprintln!("skipped, no {service}: {why}");
+    None
+}
+
+/// A program found in `PATH`.
+pub fn found(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
+}
+
+/// A port on loopback that nothing listens on now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
+    listener.local_addr().expect("a bound listener has an address").port()
+}
+
+/// A server process of a test's own. Killed when dropped, by its id.
+pub struct Server {
+    child: Child,
+    pub port: u16,
+}
+
+impl Server {
+    /// Starts a program that listens on `port`, and waits until something answers there. What it prints goes to
+    /// `output`.
+    pub fn start(mut command: Command, port: u16, output: &Path, wait: Duration) -> Server {
+        let file = std::fs::File::options().create(true).append(true).open(output);
+        let file = file.unwrap_or_else(|error| panic!("cannot write {}: {error}", output.display()));
+        let again = file.try_clone().expect("a file can be opened twice");
+        let child = command.stdin(Stdio::null()).stdout(file).stderr(again).spawn();
+        let child = child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        let mut server = Server { child, port };
+        let until = Instant::now() + wait;
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let printed = || std::fs::read_to_string(output).unwrap_or_default();
+            if let Ok(Some(status)) = server.child.try_wait() {
+                panic!("{command:?} ended with {status}:\n{}", printed());
+            }
+            assert!(Instant::now() < until, "{command:?} does not listen on {port}:\n{}", printed());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal, e.g. `STOP` or `CONT`.
+    pub fn signal(&self, name: impl AsRef<OsStr>) {
+        let mut kill = Command::new("kill");
+        let status = kill.arg("-s").arg(name).arg(self.id().to_string()).status();
+        assert!(status.is_ok_and(|status| status.success()), "cannot signal process {}", self.id());
+    }
+
+    /// kill -9, as a crash.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
