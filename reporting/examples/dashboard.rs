@@ -63,5 +63,7 @@ async fn main() -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("http://{}", listener.local_addr()?);
     let stop = async { tokio::signal::ctrl_c().await.unwrap() };
-    reporting::serve(listener, reporting::router(reports, Arc::new(SystemClock)), stop).await
+    let router = reporting::router(reports, Arc::new(SystemClock));
+    serving::serve(listener, router, serving::Limits::default(), stop).await;
+    Ok(())
 }

@@ -4,7 +4,6 @@
 //!
 //! The way of a request:
 //!
-//! * [`serve`](mod@serve): takes connections, and stops within a bounded time
 //! * [`api`]: the routes, and how many reports are made at once
 //! * [`query`]: what the parameters of a report mean; anything else is refused, never ignored
 //! * [`columns`]: what the columns of a report are called in a URL and in an answer
@@ -22,10 +21,8 @@ mod columns;
 mod dashboard;
 mod problem;
 mod query;
-mod serve;
 
 pub use api::router;
-pub use serve::serve;
 
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};

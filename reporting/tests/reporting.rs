@@ -30,7 +30,7 @@ struct TestApp {
     base: String,
     client: Client,
     stop: Option<oneshot::Sender<()>>,
-    served: JoinHandle<std::io::Result<()>>,
+    served: JoinHandle<Duration>,
 }
 
 impl TestApp {
@@ -40,7 +40,7 @@ impl TestApp {
         let base = format!("http://{}", listener.local_addr().unwrap());
         let router = reporting::router(reports, Arc::new(ManualClock::new(at("2026-04-20T12:40:10Z"))));
         let (stop, stopped) = oneshot::channel::<()>();
-        let served = tokio::spawn(reporting::serve(listener, router, async move {
+        let served = tokio::spawn(serving::serve(listener, router, serving::Limits::default(), async move {
             stopped.await.ok();
         }));
         let client = Client::builder().no_proxy().build().unwrap();

@@ -1,0 +1,47 @@
+//! The port for operators: whether a process lives, whether it works, and its metrics. Never the one that the public
+//! reaches.
+
+use crate::metrics::{CONTENT_TYPE, Metrics};
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Whether a process can do its work now: `Ok`, or what keeps it from it.
+pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+struct Admin {
+    metrics: Metrics,
+    ready: Ready,
+}
+
+/// `/healthz`, `/readyz` and `/metrics`.
+pub fn router(metrics: Metrics, ready: Ready) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
+        .with_state(Arc::new(Admin { metrics, ready }))
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    match (admin.ready)() {
+        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
+        Err(why) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "why": why }))).into_response()
+        }
+    }
+}
+
+async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics could not be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}

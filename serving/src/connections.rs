@@ -1,0 +1,128 @@
+//! Connections: bounded in number, in the size and time of what they may send, and drained at a stop.
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// Largest request line and headers together. nginx allows about as much. Their number is hyper's default, 100:
+/// setting it would cost an allocation a request.
+const HEAD_BYTES_MAX: usize = 16 * 1024;
+
+/// How long to wait after the kernel refused a connection, e.g. for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What connections may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections that may be open at once, at least one. Others wait in the kernel's queue.
+    pub connections_max: usize,
+    /// How long a request's head may take to arrive, and so how long a connection may be idle.
+    pub head_wait: Duration,
+    /// How long a stop waits for answers under way.
+    pub drain_wait: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { connections_max: 1_000, head_wait: Duration::from_secs(30), drain_wait: Duration::from_secs(5) }
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown` resolves. Each request carries the client's address as
+/// [`ConnectInfo<SocketAddr>`](ConnectInfo). Then it takes no more connections, finishes the requests under way for at
+/// most [`Limits::drain_wait`], and returns how much of that time is left; what still runs then is cut off.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) -> Duration {
+    let connections_max = limits.connections_max.max(1);
+    // Connections learn of the stop from this channel.
+    let (stop, stopping) = watch::channel(false);
+    let router = TowerToHyperService::new(router);
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+                Ok((stream, peer)) => {
+                    let router = router.clone();
+                    let answer = move |mut request: Request<Incoming>| {
+                        request.extensions_mut().insert(ConnectInfo(peer));
+                        router.call(request)
+                    };
+                    connections.spawn(connection(stream, answer, limits.head_wait, stopping.clone()));
+                }
+                Err(error) => refused(error).await,
+            },
+        }
+    }
+    drop(listener);
+    // Nobody listens when there are no connections.
+    let _ = stop.send(true);
+    let until = Instant::now() + limits.drain_wait;
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout_at(until, drained).await.is_err() {
+        tracing::warn!(connections = connections.len(), "stopped before everything was answered");
+    }
+    // Dropping the set ends what is left in it.
+    until.saturating_duration_since(Instant::now())
+}
+
+/// One connection, until it ends or is told to stop after the request under way.
+async fn connection<A, F>(stream: TcpStream, answer: A, head_wait: Duration, mut stopping: watch::Receiver<bool>)
+where
+    A: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Result<Response<Body>, Infallible>>,
+{
+    // An answer is one small packet: waiting for more would only delay it. Without the option it works, too.
+    let _ = stream.set_nodelay(true);
+    let served = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_wait)
+        .serve_connection(TokioIo::new(stream), service_fn(answer));
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        outcome = &mut served => Some(outcome),
+        // The channel ends with `serve`, which is a stop as well.
+        _ = async { stopping.wait_for(|stop| *stop).await.is_ok() } => None,
+    };
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = outcome {
+        // A client that went away or sent no HTTP: usual on the open internet.
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
+/// A connection that was not accepted is the client's loss, or the lack of something that others will give back.
+async fn refused(error: io::Error) {
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        tracing::warn!(%error, "connection not accepted");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
