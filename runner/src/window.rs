@@ -6,7 +6,7 @@ use datafusion::arrow::array::{
     Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StructArray, TimestampNanosecondArray,
     UInt32Array,
 };
-use datafusion::arrow::compute::{concat_batches, take_record_batch};
+use datafusion::arrow::compute::{CastOptions, cast_with_options, concat_batches, take_record_batch};
 use datafusion::arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimestampNanosecondType};
 use datafusion::common::{Result, internal_err};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
@@ -151,7 +151,10 @@ impl Window {
             let mut columns = groups.emit_keys()?;
             columns.insert(self.window_column, window_column(start, start + self.width_ns, rows));
             for accumulator in &mut groups.accumulators {
-                columns.push(accumulator.evaluate(EmitTo::All)?);
+                let column = accumulator.evaluate(EmitTo::All)?;
+                // A sum is wider inside than its column is: one that does not fit stops the pipeline.
+                let exact = CastOptions { safe: false, ..CastOptions::default() };
+                columns.push(cast_with_options(&column, self.output.field(columns.len()).data_type(), &exact)?);
             }
             let options = RecordBatchOptions::new().with_row_count(Some(rows));
             batches.push(RecordBatch::try_new_with_options(self.output.clone(), columns, &options)?);

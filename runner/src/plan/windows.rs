@@ -4,11 +4,11 @@ use super::{HIDDEN, Planner, ROWS, StepKind, carry, quoted, scan};
 use crate::node::compile;
 use crate::refuse;
 use crate::window::{Aggregate, Window};
-use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column as ColumnName, Result as DfResult, ScalarValue, plan_err};
 use datafusion::execution::session_state::SessionState;
-use datafusion::logical_expr::{Aggregate as LogicalAggregate, Expr, LogicalPlan, Projection};
+use datafusion::logical_expr::{Aggregate as LogicalAggregate, Expr, ExprSchemable, LogicalPlan, Projection};
 use datafusion::physical_expr::aggregate::AggregateExprBuilder;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -60,7 +60,13 @@ impl Planner<'_> {
             }
             let first = before.len();
             for (i, argument) in params.args.iter().enumerate() {
-                before.push(argument.clone().alias(format!("__argument{number}_{i}")));
+                let mut argument = argument.clone();
+                if name == "sum" && argument.get_type(of)?.is_integer() {
+                    // DataFusion's sum of integers wraps around. This one cannot, and the window refuses a result
+                    // that its column cannot hold.
+                    argument = argument.cast_to(&DataType::Decimal128(20, 0), of)?;
+                }
+                before.push(argument.alias(format!("__argument{number}_{i}")));
             }
             let arguments: Vec<usize> = (first..before.len()).collect();
             let filter = params.filter.map(|filter| {
