@@ -27,12 +27,13 @@ impl<'c> ClickUrl<'c> {
         let (mut ad_id, mut campaign_id, mut publisher_id) = (None, None, None);
         for pair in uri.query().unwrap_or_default().split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            match &*decoded("query", name, true)? {
-                "ad_id" => once("ad_id", &mut ad_id, value)?,
-                "campaign_id" => once("campaign_id", &mut campaign_id, value)?,
-                "publisher_id" => once("publisher_id", &mut publisher_id, value)?,
-                // Ad servers and browsers add parameters of their own.
-                _ => drop(decoded("query", value, true)?),
+            // Ad servers and browsers add parameters of their own, also ones that nobody filled in, like
+            // `cb=%%CACHEBUSTER%%`: they are none of a click's business and must not cost one.
+            match decoded("query", name, true).as_deref() {
+                Ok("ad_id") => once("ad_id", &mut ad_id, value)?,
+                Ok("campaign_id") => once("campaign_id", &mut campaign_id, value)?,
+                Ok("publisher_id") => once("publisher_id", &mut publisher_id, value)?,
+                _ => {}
             }
         }
         let ad_id = ad_id.ok_or_else(|| Problem::missing("ad_id", "the id of an ad in the catalog"))?;
