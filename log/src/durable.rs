@@ -6,7 +6,7 @@
 use crate::LogError;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -172,11 +172,24 @@ pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
 /// `Ok` and all others an error of kind [`io::ErrorKind::AlreadyExists`]; in either case the file is durable.
 pub fn create_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = write_temporary(path, bytes)?;
-    let linked = at("create", path, fs::hard_link(&aside, path));
-    remove_file(&aside)?;
+    place_new(&aside, path)
+}
+
+fn place_new(aside: &Path, path: &Path) -> Result<()> {
+    let linked = at("create", path, fs::hard_link(aside, path));
+    remove_file(aside)?;
     // Also when it was taken: whoever took it may have died before this.
     sync_dir(folder_of(path))?;
     linked
+}
+
+/// The same, for a file that only its owner may read.
+pub fn create_secret(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = aside(path);
+    // Readable by nobody else from the moment it is there.
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
+    write_whole(at("create", &aside, file)?, &aside, bytes)?;
+    place_new(&aside, path)
 }
 
 /// Ends the name of a file that is not in place yet.
@@ -202,14 +215,18 @@ pub(crate) fn aside(path: &Path) -> PathBuf {
 
 fn write_temporary(path: &Path, bytes: &[u8]) -> Result<PathBuf> {
     let aside = aside(path);
-    let File { mut file, .. } = File::create_new(&aside)?;
-    let written = at("write", &aside, file.write_all(bytes)).and_then(|()| at("sync", &aside, file.sync_all()));
-    if let Err(error) = written {
-        // The first error is the one to tell; the file is swept up by `remove_leftovers` if it cannot be removed now.
-        let _ = fs::remove_file(&aside);
-        return Err(error);
-    }
+    write_whole(File::create_new(&aside)?.file, &aside, bytes)?;
     Ok(aside)
+}
+
+/// Writes a new file and makes it durable, or removes it.
+fn write_whole(mut file: fs::File, path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = at("write", path, file.write_all(bytes)).and_then(|()| at("sync", path, file.sync_all()));
+    if written.is_err() {
+        // The first error is the one to tell; the file is swept up by `remove_leftovers` if it cannot be removed now.
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// The folder that names this path.
@@ -269,6 +286,18 @@ mod tests {
         fs::write(aside(&path), "").unwrap();
         fs::create_dir(aside(&path)).unwrap();
         remove_leftovers(dir.path()).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_secret_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        create_secret(&path, b"secret").unwrap();
+        assert_eq!(read(&path).unwrap(), b"secret");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(create_secret(&path, b"other").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(list(dir.path()).unwrap(), [path]);
     }
 

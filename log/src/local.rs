@@ -166,6 +166,13 @@ impl LocalLog {
         Ok(self.open_topic(topic)?.end.borrow().place.number)
     }
 
+    /// The failure after which a topic takes nothing more, if there was one: only a restart, which looks at what is on
+    /// disk, mends it.
+    pub fn stopped(&self) -> Option<LogError> {
+        let topics = self.0.topics.read().unwrap_or_else(PoisonError::into_inner);
+        topics.values().find_map(|running| topic::lock(&running.topic.queue).stopped.clone()).map(LogError::Stopped)
+    }
+
     /// The topic as it is open here, if it is the same one and not an older one of its name.
     fn open_topic(&self, topic: &Topic) -> Result<Arc<LocalTopic>, LogError> {
         let found = self.0.find(&topic.name).filter(|found| found.topic.log_id == topic.log_id);

@@ -88,6 +88,13 @@ impl Runner {
         Ok(runner)
     }
 
+    /// Goes on in the counters of a runner before it.
+    pub fn counting_in(mut self, counters: Arc<RunnerCounters>) -> Self {
+        self.counters = counters;
+        self.count_taken();
+        self
+    }
+
     pub fn counters(&self) -> Arc<RunnerCounters> {
         self.counters.clone()
     }

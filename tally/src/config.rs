@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 use click::Lateness;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serving::config::duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -102,12 +103,6 @@ impl Default for Sample {
     fn default() -> Self {
         Sample { listen: loopback(8082) }
     }
-}
-
-fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(from)?;
-    humantime::parse_duration(&text)
-        .map_err(|e| serde::de::Error::custom(format!("duration {text:?}: {e}, e.g. \"5m\"")))
 }
 
 impl Config {

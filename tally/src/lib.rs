@@ -17,5 +17,6 @@ pub mod demo;
 pub mod machine;
 pub mod sample;
 pub mod status;
+pub mod supervise;
 pub mod up;
 pub mod verdicts;

@@ -6,7 +6,7 @@ use click::{Clock, Millis};
 use futures::future::BoxFuture;
 use redirect::{Catalog, Secret, SeenInMemory, Service};
 use runner::{ClaimsSettings, PipelineFiles, Runner, RunnerSettings, VersionStart};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tally_log::local::{LocalLog, Repair, Settings as LogSettings};
@@ -31,12 +31,42 @@ pub struct Machine {
     pub catalog: Arc<Catalog>,
     secret: Secret,
     horizon: Duration,
+    pub counting: Counting,
     pub runner: Runner,
     pub warehouse: Warehouse,
     pub loader: Loader,
     /// What was found and mended in the log.
     pub repairs: Vec<Repair>,
     pub deployment: Deployment,
+}
+
+/// What it takes to open the counting parts, at a start and again after one of them failed.
+#[derive(Clone)]
+pub struct Counting {
+    files: PipelineFiles,
+    log: Arc<LocalLog>,
+    warehouse: Warehouse,
+    topics: Topics,
+    dir: PathBuf,
+    settings: RunnerSettings,
+}
+
+impl Counting {
+    /// Goes on from its checkpoint.
+    pub async fn runner(&self) -> Result<Runner> {
+        let versions = self.warehouse.deployments().await?.into_iter().map(|entry| VersionStart {
+            version: entry.version,
+            log_id: entry.log_id,
+            positions: entry.positions,
+        });
+        let Counting { files, log, dir, settings, .. } = self;
+        Ok(Runner::open(files, versions.collect(), log.clone(), dir, settings.clone()).await?)
+    }
+
+    /// Goes on from the last closing.
+    pub async fn loader(&self) -> Result<Loader> {
+        Ok(Loader::start(&self.warehouse, self.log.clone(), self.topics.clone()).await?)
+    }
 }
 
 impl Machine {
@@ -69,19 +99,15 @@ impl Machine {
         let settings = warehouse::Settings { lateness, ..warehouse::Settings::default() };
         let warehouse = Warehouse::open(&data.join("warehouse"), settings, clock.clone()).await?;
         let deployment = warehouse.deploy(&*log, &topics, &digest).await?;
-        let versions = warehouse.deployments().await?;
-        let versions = versions.into_iter().map(|entry| VersionStart {
-            version: entry.version,
-            log_id: entry.log_id,
-            positions: entry.positions,
-        });
         let settings = RunnerSettings {
             lateness,
             claims: ClaimsSettings { horizon_ms, ..ClaimsSettings::default() },
             checkpoint_every: config.checkpoint_every,
         };
-        let runner = Runner::open(&files, versions.collect(), log.clone(), &data.join("runner"), settings).await?;
-        let loader = Loader::start(&warehouse, log.clone(), topics).await?;
+        let (of, dir) = (warehouse.clone(), data.join("runner"));
+        let counting = Counting { files, log: log.clone(), warehouse: of, topics, dir, settings };
+        let runner = counting.runner().await?;
+        let loader = counting.loader().await?;
         let horizon = config.dedup_horizon;
         Ok(Machine {
             clock,
@@ -91,6 +117,7 @@ impl Machine {
             catalog,
             secret,
             horizon,
+            counting,
             runner,
             warehouse,
             loader,
@@ -164,7 +191,7 @@ fn secret(path: &Path) -> Result<Secret> {
                 .iter()
                 .flat_map(|id| id.into_bytes())
                 .collect();
-            tally_log::durable::create_new(path, &bytes)?;
+            tally_log::durable::create_secret(path, &bytes)?;
             bytes
         }
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),

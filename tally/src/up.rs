@@ -4,11 +4,14 @@ use crate::config::Config;
 use crate::demo::{Demo, Sent};
 use crate::machine::Machine;
 use crate::status::{Line, Shown, say};
+use crate::supervise::{PAUSES, Troubles, supervise};
 use crate::verdicts::Verdicts;
 use crate::{machine, sample};
 use anyhow::{Context, Result, anyhow};
 use click::{Clock, SystemClock};
 use futures::future::BoxFuture;
+use runner::Runner;
+use serving::{Limits, process};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +20,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use warehouse::Loader;
 
 /// How often segments past the retention are looked for.
 const RETAIN_EVERY: Duration = Duration::from_secs(600);
@@ -41,99 +45,117 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     let settings = Machine::redirect_settings(&config)?;
     let redirect_on = bind("redirect", config.redirect.listen).await?;
     let reporting_on = bind("reporting", config.reporting.listen).await?;
-    let sample_on = bind("sample", config.sample.listen).await?;
-    let addresses = [&redirect_on, &reporting_on, &sample_on].map(|listener| listener.local_addr());
-    let [redirect_at, reporting_at, sample_at] = addresses;
-    let (redirect_at, reporting_at) = (redirect_at?, reporting_at?);
+    let (redirect_at, reporting_at) = (redirect_on.local_addr()?, reporting_on.local_addr()?);
     let mut config = config;
-    config.sample.listen = sample_at?;
+    // Only the sample catalog's pages are served here.
+    let sample_on = match &config.catalog {
+        Some(_) => None,
+        None => {
+            let sample_on = bind("sample", config.sample.listen).await?;
+            config.sample.listen = sample_on.local_addr()?;
+            Some(sample_on)
+        }
+    };
 
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let machine = Machine::open(&config, clock.clone()).await?;
     greet(&config, &machine, redirect_at, reporting_at);
 
     let service = machine.redirect(machine.log.clone(), clock.clone(), settings);
-    let Machine { log, clicks, raw_clicks, runner, warehouse, loader, .. } = machine;
+    let Machine { log, clicks, raw_clicks, counting, runner, warehouse, loader, .. } = machine;
     let (stage, _) = watch::channel(Stage::Running);
-    let reached = |wanted: Stage| {
-        let mut stage = stage.subscribe();
-        async move {
-            // The sender lives until everything has stopped.
-            let _ = stage.wait_for(|now| *now >= wanted).await;
-        }
-    };
     let (failed, mut failures) = mpsc::channel::<anyhow::Error>(8);
     let parts = Parts { failed };
 
-    let stop = reached(Stage::StopRedirect);
+    let stop = reached(stage.subscribe(), Stage::StopRedirect);
     let redirecting = parts.spawn("redirect", async move {
         redirect::serve(redirect_on, service, stop).await;
         Ok(())
     });
     let demonstration = demo.then(|| {
         let demo = Demo { url: format!("http://{redirect_at}"), rate: 200, seed: 1 };
-        parts.spawn("demo", demo.run(Arc::new(Sent::default()), reached(Stage::StopRedirect)))
+        parts.spawn("demo", demo.run(Arc::new(Sent::default()), reached(stage.subscribe(), Stage::StopRedirect)))
     });
 
+    let troubles = Troubles::default();
     let counters = runner.counters();
-    let stop = reached(Stage::StopRunner);
-    // Whole columns are worked on for milliseconds at a time: on a thread of its own this delays no answer.
-    let (ended, end) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("runner".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let result = match runtime {
-            Ok(runtime) => runtime.block_on(runner.run(stop)).map_err(anyhow::Error::from),
-            Err(e) => Err(e.into()),
-        };
-        let _ = ended.send(result);
-    })?;
+    let (of, same, stop) = (counting.clone(), counters.clone(), stage.subscribe());
+    let open_runner = move || {
+        let (of, same) = (of.clone(), same.clone());
+        async move { Ok(of.runner().await?.counting_in(same)) }
+    };
+    let run_runner = move |runner| on_a_thread(runner, reached(stop.clone(), Stage::StopRunner));
+    let stopping = reached(stage.subscribe(), Stage::StopRunner);
     let running =
-        parts.spawn("runner", async move { end.await.unwrap_or_else(|_| Err(anyhow!("its thread panicked"))) });
-    let stop = reached(Stage::StopLoader);
-    let loading = parts.spawn("loader", async move { Ok(loader.run(stop).await?) });
+        parts.spawn("runner", supervise("runner", troubles.clone(), PAUSES, runner, open_runner, run_runner, stopping));
+    let stop = stage.subscribe();
+    let open_loader = move || {
+        let counting = counting.clone();
+        async move { counting.loader().await }
+    };
+    let run_loader = move |loader: Loader| {
+        let stop = reached(stop.clone(), Stage::StopLoader);
+        async move { Ok(loader.run(stop).await?) }
+    };
+    let stopping = reached(stage.subscribe(), Stage::StopLoader);
+    let loading =
+        parts.spawn("loader", supervise("loader", troubles.clone(), PAUSES, loader, open_loader, run_loader, stopping));
 
     let router = reporting::router(Arc::new(warehouse.clone()), clock.clone());
-    let stop = reached(Stage::StopReports);
-    let reporting = parts.spawn("reporting", async move { Ok(reporting::serve(reporting_on, router, stop).await?) });
-    let verdicts = Arc::new(Verdicts::default());
-    let pages = sample::router(verdicts.clone(), reporting_at);
-    let stop = reached(Stage::StopReports);
-    let sampling = parts.spawn("sample pages", async move { Ok(reporting::serve(sample_on, pages, stop).await?) });
-    let (following, of) = (log.clone(), raw_clicks.clone());
-    let stop = reached(Stage::StopReports);
-    let follow = parts.spawn("verdicts", async move {
-        tokio::select! {
-            followed = verdicts.follow(&*following, &of) => {
-                // Only the sample pages show them: no reason to stop.
-                tracing::warn!(error = ?followed.err(), "the sample pages will not say what became of clicks");
-            }
-            () = stop => {}
-        }
+    let stop = reached(stage.subscribe(), Stage::StopReports);
+    let reporting = parts.spawn("reporting", async move {
+        serving::serve(reporting_on, router, Limits::default(), stop).await;
         Ok(())
     });
+    let sampling = sample_on.map(|sample_on| {
+        let (following, of, reached) = (log.clone(), raw_clicks, reached(stage.subscribe(), Stage::StopReports));
+        parts.spawn("sample pages", async move {
+            let verdicts = Arc::new(Verdicts::default());
+            let pages = sample::router(verdicts.clone(), reporting_at);
+            let following = async {
+                let followed = verdicts.follow(&*following, &of).await;
+                tracing::warn!(error = ?followed.err(), "the sample pages will not say what became of clicks");
+                // They go on without.
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                _ = serving::serve(sample_on, pages, Limits::default(), reached) => {}
+                () = following => {}
+            }
+            Ok(())
+        })
+    });
     let (kept, settings, through, time) = (log.clone(), config.clone(), warehouse.clone(), clock.clone());
-    let stop = reached(Stage::StopReports);
+    let stop = reached(stage.subscribe(), Stage::StopReports);
     let retention = parts.spawn("retention", async move {
         let removing = async {
             loop {
                 tokio::time::sleep(RETAIN_EVERY).await;
-                let removed = machine::retain(&kept, &settings, time.now(), through.status().complete_through).await?;
-                tracing::debug!(removed, "segments past the retention");
+                match machine::retain(&kept, &settings, time.now(), through.status().complete_through).await {
+                    Ok(removed) => tracing::debug!(removed, "segments past the retention"),
+                    // What is kept too long costs room, and no click.
+                    Err(error) => tracing::error!(error = %format!("{error:#}"), "old segments were not removed"),
+                }
             }
         };
-        tokio::select! { failed = removing => failed, () = stop => Ok(()) }
+        tokio::select! { () = removing => {}, () = stop => {} }
+        Ok(())
     });
 
     let mut shown = Shown::new();
     let mut every = tokio::time::interval(shown.interval());
-    let mut stop = std::pin::pin!(told_to_stop());
+    let mut stop = std::pin::pin!(process::told_to_stop());
     let failure = loop {
         tokio::select! {
-            signal = &mut stop => break signal.err(),
+            signal = &mut stop => break signal.err().map(anyhow::Error::from),
             failure = failures.recv() => break failure,
             _ = every.tick() => {
                 let status = warehouse.status();
                 counters.complete_through.store(status.complete_through.get(), Ordering::Relaxed);
+                // The log takes nothing more: only a new start, which looks at what is on disk, mends that.
+                if let Some(stopped) = log.stopped() {
+                    break Some(stopped.into());
+                }
                 let taken = counters.taken.load(Ordering::Relaxed);
                 let lag = match Machine::lag(&log, &clicks, taken).await {
                     Ok(lag) => lag,
@@ -145,7 +167,7 @@ async fn run(config: Config, demo: bool) -> Result<()> {
                     duplicates: status.verdict("duplicate"),
                     lag,
                     complete_through: status.complete_through,
-                    waiting: status.waiting,
+                    waiting: troubles.first().or(status.waiting),
                 });
             }
         }
@@ -163,7 +185,7 @@ async fn run(config: Config, demo: bool) -> Result<()> {
         (Stage::StopRedirect, vec![Some(redirecting), demonstration]),
         (Stage::StopRunner, vec![Some(running)]),
         (Stage::StopLoader, vec![Some(loading)]),
-        (Stage::StopReports, vec![Some(reporting), Some(sampling), Some(follow), Some(retention)]),
+        (Stage::StopReports, vec![Some(reporting), sampling, Some(retention)]),
     ] {
         stage.send_replace(stop);
         for handle in handles.into_iter().flatten() {
@@ -178,6 +200,28 @@ async fn run(config: Config, demo: bool) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Resolves when the stages have come to `wanted`.
+async fn reached(mut stage: watch::Receiver<Stage>, wanted: Stage) {
+    // The sender lives until everything has stopped: its end is a stop as well.
+    let _ = stage.wait_for(|now| *now >= wanted).await;
+}
+
+/// Runs the runner on a thread of its own: whole columns are worked on for milliseconds at a time, and no answer is to
+/// wait for that.
+async fn on_a_thread(runner: Runner, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("runner".into()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let result = match runtime {
+            Ok(runtime) => runtime.block_on(runner.run(stop)).map_err(anyhow::Error::from),
+            Err(e) => Err(e.into()),
+        };
+        // Nobody waits only when the process ends.
+        let _ = ended.send(result);
+    })?;
+    end.await.unwrap_or_else(|_| Err(anyhow!("its thread panicked")))
 }
 
 /// Tells the first part that fails.
@@ -204,14 +248,6 @@ impl Parts {
 
 async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{what}: cannot listen on {address}"))
-}
-
-async fn told_to_stop() -> Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
-        _ = terminate.recv() => Ok(()),
-    }
 }
 
 fn greet(config: &Config, machine: &Machine, redirect_at: SocketAddr, reporting_at: SocketAddr) {
