@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,11 +12,10 @@ use tally::bench::PipelineBench;
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
 use tally::status::say;
-use tracing_subscriber::EnvFilter;
 
 /// Counts ad clicks that can be billed: every billable click that was answered with a 302, exactly once.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = serving::process::LOGGING)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -106,9 +104,12 @@ struct DemoArgs {
 
 #[derive(Args)]
 struct Check {
-    /// Folder of the pipeline files
-    #[arg(long, default_value = "pipelines", env = "TALLY_PIPELINES")]
-    pipelines: PathBuf,
+    /// Configuration file: its lateness and slack are filled in
+    #[arg(long, env = "TALLY_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder of the pipeline files [default: pipelines]
+    #[arg(long, env = "TALLY_PIPELINES")]
+    pipelines: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -118,10 +119,8 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("TALLY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    match run(Cli::parse()) {
+    let cli = Cli::parse();
+    match serving::process::log_to_stderr("warn").map_err(anyhow::Error::msg).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tally: {error:#}");
@@ -137,9 +136,10 @@ fn run(cli: Cli) -> Result<()> {
             Command::Up(up) => tally::up::up(up.config()?, up.demo).await,
             Command::Demo(args) => demo(args).await,
             Command::Check(check) => {
-                let files = runner::PipelineFiles::read(&check.pipelines)?;
-                files.check(Config::default().lateness()).await?;
-                say(&format!("{}: every file can be run", check.pipelines.display()));
+                let config = check.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
+                let folder = check.pipelines.unwrap_or(config.pipelines.clone());
+                runner::PipelineFiles::read(&folder)?.check(config.lateness()).await?;
+                say(&format!("{}: every file can be run", folder.display()));
                 Ok(())
             }
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
