@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod redis;
+
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::Path;

@@ -1,6 +1,10 @@
 //! Calls a UDF through the C interface that Arroyo's `#[udf]` generates, as Arroyo's workers do: the library is opened
 //! at run time, arguments and results are Arrow 51 arrays.
 
+mod claims;
+
+pub use claims::{Asked, ClaimLibrary, Operator, ALLOWED_IN_FLIGHT, TIMEOUT};
+
 use arroyo_udf_plugin::arrow::array::{Array, StringArray};
 use arroyo_udf_plugin::arrow::ffi::from_ffi;
 use arroyo_udf_plugin::{FfiArraySchema, FfiArrays, RunResult};
