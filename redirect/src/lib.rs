@@ -7,7 +7,7 @@
 //! * `service`: [`Service`], the routes and the one handler of a click
 //! * `url`: what a click's URL says, parsed, and `catalog`, what is true of the ad
 //! * `client`: what headers and socket tell of the client; [`ip_hash`], what is kept of its address
-//! * `seen`: [`SeenBefore`], a hint for operators
+//! * `seen`: [`SeenBefore`], a hint for operators, in memory or in a Redis that several redirects share
 //! * `append`: hands the event to the log, and waits for it, but not for ever
 //! * `landing_page`: where the browser goes, and `problem`, what it hears otherwise
 //! * `heartbeat`: event time moves on when traffic does not
@@ -41,7 +41,9 @@ mod url;
 
 pub use catalog::{Ad, AdState, Catalog, CatalogError};
 pub use ip_hash::Secret;
-pub use seen::{SeenBefore, memory::SeenInMemory};
+pub use seen::SeenBefore;
+pub use seen::memory::SeenInMemory;
+pub use seen::redis::{RedisCounters, RedisSettings, SeenInRedis};
 pub use server::serve;
 pub use service::{Counters, Service};
 pub use settings::Settings;

@@ -2,6 +2,7 @@
 //! The redirect over real HTTP.
 
 mod app;
+mod seen;
 
 use app::{Answer, Mode, NOON, PARTITIONS, TestApp, TestLog, eventually};
 use click::InvalidReason;

@@ -3,6 +3,7 @@
 //! into one, for ever. So it may forget, and it may be wrong.
 
 pub mod memory;
+pub mod redis;
 
 use async_trait::async_trait;
 use click::{ImpressionId, Millis};

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use click::{Event, LogId, ManualClock, Millis, Offset, Offsets, Partition};
-use redirect::{Catalog, Secret, SeenInMemory, Service, Settings};
+use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, Service, Settings};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -129,6 +129,11 @@ impl TestApp {
     }
 
     pub async fn with(log: Arc<TestLog>, settings: Settings) -> Self {
+        let seen = SeenInMemory::new(Duration::from_secs(86_400), 1_000);
+        Self::with_seen(log, settings, Arc::new(seen)).await
+    }
+
+    pub async fn with_seen(log: Arc<TestLog>, settings: Settings, seen: Arc<dyn SeenBefore>) -> Self {
         let clock = Arc::new(ManualClock::new(NOON.parse().unwrap()));
         let service = Service::new(
             log.clone(),
@@ -138,7 +143,7 @@ impl TestApp {
             Secret::new(b"0123456789abcdef").unwrap(),
             // A hint that is late because the machine is busy is right, but not what tests look for.
             Settings { seen_wait: Duration::from_secs(10), ..settings },
-            Arc::new(SeenInMemory::new(Duration::from_secs(86_400), 1_000)),
+            seen,
         );
         let heartbeats = log.heartbeats().len() + PARTITIONS as usize;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
