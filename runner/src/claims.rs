@@ -444,4 +444,42 @@ mod tests {
         let older = Claims::open(dir.path(), ClaimsSettings::default(), vec![start(1, 0)]).err().unwrap();
         assert!(matches!(older, ClaimsError::OlderVersion { held: 3, asked: 1, .. }), "{older}");
     }
+
+    /// The table that `claim_click` of a cluster, with its claims in Redis, is checked against as well.
+    #[test]
+    fn answers_are_those_of_the_table() {
+        let cases: Vec<serde_json::Value> = serde_json::from_str(include_str!("../../udfs/tests/claims.json")).unwrap();
+        for case in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut starts, mut claims) = (Vec::new(), None);
+            for step in case["steps"].as_array().unwrap() {
+                if let Some(version) = step["version"].as_i64() {
+                    drop(claims.take());
+                    starts.push(start(version, step["start"].as_i64().unwrap()));
+                    let horizon_ms = step["horizon_ms"].as_i64().unwrap_or(H);
+                    let settings = ClaimsSettings { horizon_ms, ..ClaimsSettings::default() };
+                    claims = Some(Claims::open(dir.path(), settings, starts.clone()).unwrap());
+                    continue;
+                }
+                let asked: Vec<Asked<'_>> = step["asked"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|asked| {
+                        let number = |at: usize| asked[at].as_i64().unwrap();
+                        Asked {
+                            key: asked[0].as_str(),
+                            log_id: log_id(),
+                            partition: number(1) as Partition,
+                            offset: number(2),
+                            appended_at: Millis::new(T0 + number(3)),
+                        }
+                    })
+                    .collect();
+                let expected: Vec<Option<i64>> =
+                    step["answers"].as_array().unwrap().iter().map(|answer| answer.as_i64()).collect();
+                assert_eq!(claims.as_mut().unwrap().claim(&asked).unwrap(), expected, "{}", case["name"]);
+            }
+        }
+    }
 }

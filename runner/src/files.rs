@@ -71,7 +71,7 @@ impl PipelineFiles {
             add(Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or(name));
             add(&fill(name, text, &of_nobody(lateness))?);
         }
-        for function in udfs::sources() {
+        for function in udfs::sources().iter().filter(|function| function.linked) {
             add(function.name);
             add(function.source);
         }
