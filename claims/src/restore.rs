@@ -65,16 +65,17 @@ local restored = 0
 for i = 1, #ARGV, 7 do
   local impression, bucket, log = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local partition, offset, at, version = tonumber(ARGV[i + 3]), tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), tonumber(ARGV[i + 6])
-  local is_held = false
+  local is_held, held_in_own = false, ''
   for _, span in ipairs(redis.call('SMEMBERS', 'claims:spans')) do
     local held = redis.call('HGET', key_of(span, bucket), impression) or ''
+    if span == span_of(at) then held_in_own = held end
     for from = 1, #held, BYTES do
       local held_log, held_partition, held_offset = struct.unpack(FORMAT, held, from)
       if held_log == log_number(log) and held_partition == partition and held_offset == offset then is_held = true end
     end
   end
   if not is_held then
-    add(impression, bucket, log, partition, offset, at, version)
+    add(impression, bucket, held_in_own, log, partition, offset, at, version)
     restored = restored + 1
   end
 end

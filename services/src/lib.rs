@@ -11,6 +11,7 @@ use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Answers `None` after saying that a test is skipped, and why; panics where every service must be there.
@@ -27,10 +28,19 @@ pub fn found(program: &str) -> bool {
     std::env::split_paths(&paths).any(|folder| folder.join(program).is_file())
 }
 
-/// A port on loopback that nothing listens on now.
+/// A port on loopback that nothing listens on now. It is below those that the kernel gives to outgoing connections, one of
+/// which could take it before a server does, and no two calls of a process get the same.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has free ports");
-    listener.local_addr().expect("a bound listener has an address").port()
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let ports = (0..COUNT).map(|_| {
+        // Processes begin far from each other.
+        let number = std::process::id().wrapping_mul(997).wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
+        (FIRST + number % COUNT) as u16
+    });
+    let mut free = ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().expect("loopback has a free port")
 }
 
 /// A server process of a test's own. Killed when dropped, by its id.

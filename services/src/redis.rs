@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long redis-server may take to listen, on a busy machine.
 const START_WAIT: Duration = Duration::from_secs(30);
@@ -51,7 +51,9 @@ impl Redis {
         }
         self.server = Some(Server::start(command, self.port, &self.dir.join("redis.log"), START_WAIT));
         // It listens before it has loaded its data.
-        while !self.call(&["PING"]).starts_with("+PONG") {
+        let until = Instant::now() + START_WAIT;
+        while !self.try_call(&["PING"]).is_ok_and(|answer| answer.starts_with("+PONG")) {
+            assert!(Instant::now() < until, "redis-server does not load {}", self.dir.display());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -74,16 +76,20 @@ impl Redis {
 
     /// Sends one command, and gives the answer as it comes: `+OK`, `:1`, `-ERR …`, `$5`, each ended with CR LF.
     pub fn call(&self, command: &[&str]) -> String {
+        self.try_call(command).unwrap_or_else(|error| panic!("redis-server does not answer {command:?}: {error}"))
+    }
+
+    fn try_call(&self, command: &[&str]) -> std::io::Result<String> {
         let mut request = format!("*{}\r\n", command.len());
         for word in command {
             request += &format!("${}\r\n{word}\r\n", word.len());
         }
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("redis-server listens");
-        stream.set_read_timeout(Some(ANSWER_WAIT)).expect("a wait above zero");
-        stream.write_all(request.as_bytes()).expect("redis-server takes a command");
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(ANSWER_WAIT))?;
+        stream.write_all(request.as_bytes())?;
         let mut answer = vec![0; 64 * 1024];
-        let bytes = stream.read(&mut answer).expect("redis-server answers");
-        String::from_utf8_lossy(&answer[..bytes]).into_owned()
+        let bytes = stream.read(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer[..bytes]).into_owned())
     }
 
     fn running(&self) -> &Server {

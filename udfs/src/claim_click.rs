@@ -43,20 +43,26 @@ local horizon = tonumber(redis.call('GET', 'claims:horizon_ms') or 86400000)
 local function text(number) return string.format('%.0f', number) end
 local function key_of(span, bucket) return 'claims:'..span..':'..bucket end
 local function span_of(at) return text(horizon)..':'..text(math.floor(at / horizon)) end
+local log_numbers, known_spans = {}, {}
 local function log_number(log)
-  local number = redis.call('HGET', 'claims:logs', log)
-  if not number then
-    number = redis.call('HLEN', 'claims:logs') + 1
-    redis.call('HSET', 'claims:logs', log, number)
+  if not log_numbers[log] then
+    local number = redis.call('HGET', 'claims:logs', log)
+    if not number then
+      number = redis.call('HLEN', 'claims:logs') + 1
+      redis.call('HSET', 'claims:logs', log, number)
+    end
+    log_numbers[log] = tonumber(number)
   end
-  return tonumber(number)
+  return log_numbers[log]
 end
-local function add(impression, bucket, log, partition, offset, at, version)
+local function add(impression, bucket, held_in_span, log, partition, offset, at, version)
   local span = span_of(at)
-  local key = key_of(span, bucket)
+  if not known_spans[span] then
+    redis.call('SADD', 'claims:spans', span)
+    known_spans[span] = true
+  end
   local claim = struct.pack(FORMAT, log_number(log), partition, offset, at, version)
-  redis.call('HSET', key, impression, (redis.call('HGET', key, impression) or '')..claim)
-  redis.call('SADD', 'claims:spans', span)
+  redis.call('HSET', key_of(span, bucket), impression, held_in_span..claim)
 end
 local function drop_some()
   local span, from = unpack(redis.call('HGETALL', 'claims:dropping'))
@@ -128,10 +134,9 @@ local function is_void(held_log, partition, offset, held_version)
   return false
 end
 local function claim(impression, bucket, partition, offset, at)
-  local first = 1
+  local first, own, held_in_own = 1, span_of(at), ''
   for span, of in pairs(spans) do
-    local key = key_of(span, bucket)
-    local held = of.from < at + horizon and of.to > at - horizon and redis.call('HGET', key, impression)
+    local held = of.from < at + horizon and of.to > at - horizon and redis.call('HGET', key_of(span, bucket), impression)
     if held then
       local stand = {}
       for i = 1, #held, BYTES do
@@ -142,14 +147,15 @@ local function claim(impression, bucket, partition, offset, at)
           stand[#stand + 1] = string.sub(held, i, i + BYTES - 1)
         end
       end
-      if #stand == 0 then redis.call('HDEL', key, impression)
-      elseif #stand * BYTES < #held then redis.call('HSET', key, impression, table.concat(stand)) end
+      if #stand == 0 then redis.call('HDEL', key_of(span, bucket), impression)
+      elseif #stand * BYTES < #held then redis.call('HSET', key_of(span, bucket), impression, table.concat(stand)) end
+      if span == own then held_in_own = table.concat(stand) end
     end
   end
   if first == 1 then
-    add(impression, bucket, log, partition, offset, at, version)
+    add(impression, bucket, held_in_own, log, partition, offset, at, version)
     local number = math.floor(at / horizon)
-    spans[span_of(at)] = { from = number * horizon, to = (number + 1) * horizon }
+    spans[own] = spans[own] or { from = number * horizon, to = (number + 1) * horizon }
   end
   return first
 end

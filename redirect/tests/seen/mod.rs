@@ -24,8 +24,8 @@ fn target(impression: usize) -> String {
 
 /// One click: its answer with its id and time taken out, its record likewise, and the hint in it.
 async fn click(app: &TestApp, number: usize, impression: usize) -> ((String, String), Option<bool>) {
-    let lines = if number % 7 == 0 { "Purpose: prefetch\r\n" } else { "User-Agent: Mozilla/5.0\r\n" };
-    let method = if number % 5 == 0 { "POST" } else { "GET" };
+    let lines = if number.is_multiple_of(7) { "Purpose: prefetch\r\n" } else { "User-Agent: Mozilla/5.0\r\n" };
+    let method = if number.is_multiple_of(5) { "POST" } else { "GET" };
     let answer = app.send(method, &target(impression), lines).await;
     let id = answer.click_id();
     let mut click = app.log.clicks().pop().unwrap();
@@ -60,7 +60,7 @@ async fn redirects_share_the_hint_and_it_ends_with_the_horizon() {
 #[tokio::test]
 async fn nothing_but_the_hint_changes_with_redis() {
     let dir = tempfile::tempdir().unwrap();
-    let Some((mut redis, seen)) = start(dir.path(), Duration::from_millis(500)) else { return };
+    let Some((mut redis, seen)) = start(dir.path(), Duration::from_secs(3)) else { return };
     connected(&seen).await;
     let without = TestApp::start().await;
     let with = TestApp::with_seen(TestLog::new(), Settings::default(), seen.clone()).await;
@@ -101,7 +101,7 @@ async fn nothing_but_the_hint_changes_with_redis() {
 #[tokio::test]
 async fn nobody_asks_a_redis_that_does_not_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let Some((redis, seen)) = start(dir.path(), Duration::from_millis(500)) else { return };
+    let Some((redis, seen)) = start(dir.path(), Duration::from_secs(3)) else { return };
     connected(&seen).await;
     let app = TestApp::with_seen(TestLog::new(), Settings::default(), seen.clone()).await;
     assert_eq!(click(&app, 1, 1).await.1, Some(false));

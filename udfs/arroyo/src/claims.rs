@@ -39,6 +39,9 @@ impl Asked {
     }
 }
 
+/// The id of what was asked, and its answer.
+pub type Answer = (u64, Option<i64>);
+
 /// The library of `claim_click`. All operators of a process share what is static in it.
 pub struct ClaimLibrary(Arc<Library>);
 
@@ -99,7 +102,7 @@ impl Operator {
     ///
     /// # Errors
     /// If the library has no `__drain_results`, or the operator panicked.
-    pub fn drain(&self) -> Result<Vec<(u64, Option<i64>)>, Box<dyn std::error::Error>> {
+    pub fn drain(&self) -> Result<Vec<Answer>, Box<dyn std::error::Error>> {
         // SAFETY: `__drain_results` has this signature in arroyo-udf-plugin 0.2.0; the handle lives until this is dropped.
         let drained = unsafe {
             let drain = self

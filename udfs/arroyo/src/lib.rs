@@ -3,7 +3,7 @@
 
 mod claims;
 
-pub use claims::{Asked, ClaimLibrary, Operator, ALLOWED_IN_FLIGHT, TIMEOUT};
+pub use claims::{Answer, Asked, ClaimLibrary, Operator, ALLOWED_IN_FLIGHT, TIMEOUT};
 
 use arroyo_udf_plugin::arrow::array::{Array, StringArray};
 use arroyo_udf_plugin::arrow::ffi::from_ffi;

@@ -4,7 +4,7 @@
 //! offset, append time, version, log id, and the claim key if there is one, with tabs between them. `operator stop`
 //! stops it; the end of input ends the process. Each line on standard output is an answer: partition, offset, answer.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::error::Error;
 use std::io::{BufRead, Write};
 use std::path::Path;
@@ -50,13 +50,12 @@ fn main() -> Result<(), Box<dyn Error>> {
                 operators.remove(&operator);
             } else {
                 let asked = parse(rest).ok_or_else(|| format!("not a record: {rest:?}"))?;
-                if !operators.contains_key(&operator) {
-                    operators.insert(operator, (library.start()?, Vec::new()));
-                }
-                if let Some((operator, sent)) = operators.get_mut(&operator) {
-                    runtime.block_on(operator.send(sent.len() as u64, &asked))?;
-                    sent.push((asked.partition, asked.offset));
-                }
+                let (operator, sent) = match operators.entry(operator) {
+                    Entry::Occupied(running) => running.into_mut(),
+                    Entry::Vacant(new) => new.insert((library.start()?, Vec::new())),
+                };
+                runtime.block_on(operator.send(sent.len() as u64, &asked))?;
+                sent.push((asked.partition, asked.offset));
             }
             line = lines.try_recv().map_err(|_| RecvTimeoutError::Timeout);
         }

@@ -1,5 +1,5 @@
-//! What a claim costs in Redis: makes claims of impressions with ids as long as those of the sample, and divides the
-//! memory that Redis says it uses. `memory [CLAIMS]`, by default a million.
+//! What a claim costs in Redis: makes claims of impressions with ids of 20 characters, and divides the memory and the CPU
+//! time that Redis says it uses. `cost [CLAIMS]`, by default a million.
 
 use claims::{Billed, Claims, Deployment, LogRecord};
 use click::{LogId, Millis};
@@ -8,10 +8,17 @@ use services::redis::{DURABLE, Redis};
 use std::error::Error;
 use std::time::Instant;
 
-fn used(redis: &Redis) -> Result<u64, Box<dyn Error>> {
-    let info = redis.call(&["INFO", "memory"]);
-    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).ok_or("no used_memory")?;
-    Ok(used.parse()?)
+/// A figure that Redis gives of itself.
+fn figure(redis: &Redis, section: &str, name: &str) -> Result<f64, Box<dyn Error>> {
+    let info = redis.call(&["INFO", section]);
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such figure")?;
+    Ok(value.trim().parse()?)
+}
+
+/// Bytes in use, and CPU time in microseconds.
+fn used(redis: &Redis) -> Result<(f64, f64), Box<dyn Error>> {
+    let cpu_s = figure(redis, "cpu", "used_cpu_user")? + figure(redis, "cpu", "used_cpu_sys")?;
+    Ok((figure(redis, "memory", "used_memory")?, cpu_s * 1e6))
 }
 
 #[tokio::main]
@@ -32,7 +39,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let none = stream::empty::<Result<Billed, Box<dyn Error + Send + Sync>>>();
     let rebuilt = claims.rebuild(&[deployment], 86_400_000, Millis::new(0), none, stream::iter(log)).await?;
     let seconds = begun.elapsed().as_secs_f64();
-    let bytes = (used(&redis)? - before) as f64 / rebuilt.claimed as f64;
-    println!("{} claims: {bytes:.0} bytes each; {:.0} a second", rebuilt.claimed, rebuilt.records as f64 / seconds);
+    let (bytes, us) = used(&redis)?;
+    let each = |used: f64| used / rebuilt.claimed as f64;
+    println!(
+        "{} claims: each {:.0} bytes and {:.1} us of CPU of Redis; {:.0} a second",
+        rebuilt.claimed,
+        each(bytes - before.0),
+        each(us - before.1),
+        rebuilt.records as f64 / seconds
+    );
     Ok(())
 }
