@@ -6,8 +6,8 @@
 //!
 //! The way of a record, then what is around it:
 //!
-//! * [`PipelineFiles`]: the files of a folder, `${NAME}` in them (`template`), and the digest of a deployment
-//! * `parse`: statements; `plan`: the steps a batch goes through; `refuse`: what a stream cannot do
+//! * `pipeline_files`, a crate of its own: the files of a folder, and their statements
+//! * `plan`: the steps a batch goes through; `refuse`: what a stream cannot do; [`check`]: both, and nothing run
 //! * `source`: records to columns, watermarks
 //! * `node`: a view is a function from batch to batch; `functions`: those that Arroyo has as UDFs
 //! * [`claims`]: who was first
@@ -20,20 +20,17 @@
 mod checkpoint;
 pub mod claims;
 mod error;
-mod files;
 mod functions;
 mod node;
-mod parse;
 mod pipeline;
 mod plan;
 mod refuse;
 mod runner;
 mod sink;
 mod source;
-mod template;
 mod window;
 
 pub use claims::{ClaimsSettings, VersionStart};
-pub use error::{RunError, SqlError};
-pub use files::{PipelineFiles, ReadError};
-pub use runner::{Runner, RunnerCounters, RunnerSettings};
+pub use error::RunError;
+pub use pipeline_files::{PipelineFiles, ReadError, SqlError};
+pub use runner::{Runner, RunnerCounters, RunnerSettings, check};

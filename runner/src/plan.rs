@@ -4,9 +4,7 @@ mod claims;
 mod tables;
 mod windows;
 
-use crate::error::SqlError;
 use crate::node::{Node, compile};
-use crate::parse::{File, Kind, parse};
 use crate::source::Source;
 use crate::window::Window;
 use crate::{functions, refuse};
@@ -25,6 +23,8 @@ use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{Query, Statement};
 use datafusion::sql::sqlparser::tokenizer::Location;
 use futures::future::BoxFuture;
+use pipeline_files::SqlError;
+use pipeline_files::parse::{File, Kind, parse};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 

@@ -2,11 +2,11 @@
 
 use crate::claims::{Claims, ClaimsSettings, VersionStart};
 use crate::error::RunError;
-use crate::files::{PipelineFiles, variables};
 use crate::functions::{self, SharedClaims};
 use crate::pipeline::{Pipeline, lock};
-use crate::plan::plan;
+use crate::plan::{functions_for_check, plan};
 use click::{Lateness, Millis};
+use pipeline_files::{PipelineFiles, SqlError, of_nobody, variables};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
@@ -47,6 +47,14 @@ pub struct RunnerCounters {
     /// To be told by whoever knows: minutes before this are final, in milliseconds. Claims are kept for longer than a
     /// replay from there needs them; from the beginning, as long as nobody says.
     pub complete_through: AtomicI64,
+}
+
+/// Plans every file for no deployment at all, to find what is wrong with it.
+pub async fn check(files: &PipelineFiles, lateness: Lateness) -> Result<(), SqlError> {
+    for file in files.filled(&of_nobody(lateness))? {
+        plan(&file, functions_for_check()).await?;
+    }
+    Ok(())
 }
 
 /// The pipelines of one deployment.

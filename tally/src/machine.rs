@@ -82,7 +82,7 @@ impl Machine {
         let lateness = config.lateness();
         let horizon_ms = config.dedup_horizon.as_millis() as i64;
         let files = PipelineFiles::read(&config.pipelines)?;
-        files.check(lateness).await?;
+        runner::check(&files, lateness).await?;
         let digest = files.digest(lateness, horizon_ms)?;
         let catalog = Arc::new(catalog(config)?);
 

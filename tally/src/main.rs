@@ -138,7 +138,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Check(check) => {
                 let config = check.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
                 let folder = check.pipelines.unwrap_or(config.pipelines.clone());
-                runner::PipelineFiles::read(&folder)?.check(config.lateness()).await?;
+                runner::check(&runner::PipelineFiles::read(&folder)?, config.lateness()).await?;
                 say(&format!("{}: every file can be run", folder.display()));
                 Ok(())
             }

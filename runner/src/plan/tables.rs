@@ -1,9 +1,7 @@
 //! `CREATE TABLE`: a topic as source or as sink.
 
 use super::{EVENT_TIME, HIDDEN, Planner, RECORDS, StepKind, WATERMARK, scan};
-use crate::error::SqlError;
 use crate::node::compile;
-use crate::parse::{Column, Origin, Table};
 use crate::refuse;
 use crate::source::{Metadata, Source};
 use datafusion::arrow::datatypes::{DataType, Field, Schema, TimeUnit};
@@ -11,6 +9,8 @@ use datafusion::common::{Column as ColumnName, DFSchema};
 use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlanBuilder};
 use datafusion::sql::sqlparser::ast::ExprWithAlias;
 use datafusion::sql::sqlparser::tokenizer::Location;
+use pipeline_files::SqlError;
+use pipeline_files::parse::{Column, Origin, Table};
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use runner::PipelineFiles;
 async fn check(from: &str, to: &str, expected: &str) {
     assert!(SQL.contains(from), "{from}");
     let text = SQL.replace(from, to);
-    let error = PipelineFiles::one("clicks.sql", &text).check(Lateness::DEFAULT).await.unwrap_err();
+    let error = runner::check(&PipelineFiles::one("clicks.sql", &text), Lateness::DEFAULT).await.unwrap_err();
     let shown = error.to_string();
     assert!(shown.contains(expected), "{to}\n{shown}");
     let line = text.lines().nth(error.line as usize - 1).unwrap_or_default();
@@ -21,7 +21,7 @@ const BILLABLE: &str = "FROM verdicts WHERE verdict = 'billable'";
 
 #[tokio::test]
 async fn the_real_file_is_accepted() {
-    PipelineFiles::one("clicks.sql", SQL).check(Lateness::DEFAULT).await.unwrap_or_else(|e| panic!("{e}"));
+    runner::check(&PipelineFiles::one("clicks.sql", SQL), Lateness::DEFAULT).await.unwrap_or_else(|e| panic!("{e}"));
 }
 
 #[tokio::test]

@@ -5,18 +5,18 @@
 //! together here from sqlparser's parts.
 
 use crate::error::SqlError;
-use datafusion::sql::sqlparser::ast::{self, Expr, Ident, SqlOption, Statement, TableObject};
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
-use datafusion::sql::sqlparser::keywords::Keyword;
-use datafusion::sql::sqlparser::parser::{Parser, ParserError};
-use datafusion::sql::sqlparser::tokenizer::{Location, Token, Tokenizer, TokenizerError};
+use sqlparser::ast::{self, Expr, Ident, Statement, TableObject};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::keywords::Keyword;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::{Location, Token, Tokenizer, TokenizerError};
 use std::collections::BTreeMap;
 
 /// One pipeline file.
 #[derive(Debug, Clone)]
 pub struct File {
     pub name: String,
-    text: String,
+    pub text: String,
 }
 
 impl File {
@@ -195,22 +195,35 @@ fn table(file: &File, parser: &mut Parser) -> Result<Table, SqlError> {
         }
     }
     expect(file, parser, &Token::RParen)?;
-    let at = parser.peek_token().span.start;
-    for option in parser.parse_options(Keyword::WITH).map_err(|e| syntax(file, parser, e))? {
-        let SqlOption::KeyValue { key, value } = option else {
-            return Err(file.error(at, "WITH takes options of the form name = 'value'"));
-        };
-        let place = if key.span.start.line > 0 { key.span.start } else { at };
-        let Expr::Value(value) = value else {
-            return Err(file.error(place, format!("option `{}` wants a quoted text", key.value)));
-        };
-        let text = value.value.into_string();
-        let text = text.ok_or_else(|| file.error(place, format!("option `{}` wants a quoted text", key.value)))?;
-        if table.options.insert(key.value.clone(), (text, place)).is_some() {
-            return Err(file.error(place, format!("option `{}` is given twice", key.value)));
+    if parser.parse_keyword(Keyword::WITH) {
+        expect(file, parser, &Token::LParen)?;
+        loop {
+            option(file, parser, &mut table)?;
+            if !parser.consume_token(&Token::Comma) {
+                break;
+            }
         }
+        expect(file, parser, &Token::RParen)?;
     }
     Ok(table)
+}
+
+/// `name = 'value'`. sqlparser reads options too, and forgets the place of a quoted name.
+fn option(file: &File, parser: &mut Parser, table: &mut Table) -> Result<(), SqlError> {
+    let place = parser.peek_token().span.start;
+    let name = parser.parse_identifier().map_err(|e| syntax(file, parser, e))?.value;
+    expect(file, parser, &Token::Eq)?;
+    let value = parser.parse_expr().map_err(|e| syntax(file, parser, e))?;
+    let text = match value {
+        Expr::Value(value) => value.value.into_string(),
+        _ => None,
+    };
+    let text = text.ok_or_else(|| file.error(place, format!("option `{name}` wants a quoted text")))?;
+    if table.options.contains_key(&name) {
+        return Err(file.error(place, format!("option `{name}` is given twice")));
+    }
+    table.options.insert(name, (text, place));
+    Ok(())
 }
 
 fn column(file: &File, parser: &mut Parser) -> Result<Column, SqlError> {
@@ -306,7 +319,8 @@ INSERT INTO u SELECT a FROM t"#;
         assert!(matches!(&table.columns[1].origin, Origin::Metadata(of) if of == "timestamp"));
         assert!(matches!(&table.columns[2].origin, Origin::Generated(_)));
         assert_eq!(table.watermark.as_ref().unwrap().column, "c");
-        assert_eq!(table.options["source.offset"].0, "group");
+        let (value, place) = &table.options["source.offset"];
+        assert_eq!((value.as_str(), place.line, place.column), ("group", 3, 60));
     }
 
     #[test]

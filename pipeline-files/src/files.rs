@@ -2,7 +2,6 @@
 
 use crate::error::SqlError;
 use crate::parse::File;
-use crate::plan::{functions_for_check, plan};
 use crate::template::{Variables, fill};
 use click::Lateness;
 use sha2::{Digest, Sha256};
@@ -50,12 +49,9 @@ impl PipelineFiles {
         PipelineFiles { files: vec![(name.to_string(), text.to_string())] }
     }
 
-    /// Plans every file for no deployment at all, to find what is wrong with it.
-    pub async fn check(&self, lateness: Lateness) -> Result<(), SqlError> {
-        for file in self.filled(&of_nobody(lateness))? {
-            plan(&file, functions_for_check()).await?;
-        }
-        Ok(())
+    /// Name and text of each file, as they were read.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     /// What makes two deployments the same: the text of the files with the settings that counts depend on, and the
@@ -81,20 +77,21 @@ impl PipelineFiles {
     }
 
     /// The files with `${NAME}` filled in.
-    pub(crate) fn filled(&self, variables: &Variables) -> Result<Vec<File>, SqlError> {
+    pub fn filled(&self, variables: &Variables) -> Result<Vec<File>, SqlError> {
         self.files.iter().map(|(name, text)| Ok(File::new(name, fill(name, text, variables)?))).collect()
     }
 }
 
-/// The variables of a deployment.
-pub(crate) fn variables(lateness: Lateness, version: i64, log_id: &str) -> Variables {
+/// The variables of a deployment. `KAFKA` and `GROUP` are Arroyo's business; whoever hands a file to it sets them.
+pub fn variables(lateness: Lateness, version: i64, log_id: &str) -> Variables {
     let mut variables = of_nobody(lateness);
     variables.insert("VERSION".into(), version.to_string());
     variables.insert("LOG_ID".into(), log_id.to_string());
     variables
 }
 
-fn of_nobody(lateness: Lateness) -> Variables {
+/// The variables of no deployment at all, to look at a file before there is one.
+pub fn of_nobody(lateness: Lateness) -> Variables {
     let mut variables: Variables =
         OF_DEPLOYMENT.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
     variables.insert("LATENESS".into(), interval(lateness.lateness_ms));
