@@ -138,7 +138,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Check(check) => {
                 let config = check.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
                 let folder = check.pipelines.unwrap_or(config.pipelines.clone());
-                runner::check(&runner::PipelineFiles::read(&folder)?, config.lateness()).await?;
+                let (files, lateness) = (runner::PipelineFiles::read(&folder)?, config.lateness());
+                runner::check(&files, lateness).await?;
+                deploy::check(&files, &deploy::sources(), lateness)?;
                 say(&format!("{}: every file can be run", folder.display()));
                 Ok(())
             }

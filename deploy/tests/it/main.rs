@@ -1,0 +1,384 @@
+//! Deployments to an Arroyo that answers as a real one was recorded.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+mod status;
+mod traps;
+
+use deploy::{Arroyo, Deadlines, DeployError, Deployer, Deployment, Settings, Source, Step};
+use fake::{Fake, Fault, PARTITIONS};
+use pipeline_files::PipelineFiles;
+use std::time::Duration;
+
+const SQL: &str = include_str!("../../../pipelines/clicks.sql");
+
+/// The signature of the function that pipelines ask for claims.
+const CLAIM_CLICK: &str = include_str!("../traps/claim_click.rs");
+
+pub fn files() -> PipelineFiles {
+    PipelineFiles::one("pipelines/clicks.sql", SQL)
+}
+
+fn changed_files() -> PipelineFiles {
+    let changed = SQL.replace("ELSE bot_reason(", "WHEN country = 'ZZ' THEN 'nowhere' ELSE bot_reason(");
+    assert_ne!(changed, SQL);
+    PipelineFiles::one("pipelines/clicks.sql", &changed)
+}
+
+/// The functions of this repository; the one for claims is only read here, never compiled.
+pub fn functions() -> Vec<Source> {
+    let mut functions = deploy::sources();
+    functions.retain(|function| function.name != "claim_click");
+    functions.push(Source { name: "claim_click", source: CLAIM_CLICK });
+    functions
+}
+
+/// Waits are long enough for any machine; a test that expects one to end unmet shortens it.
+pub fn settings() -> Settings {
+    Settings { poll: Duration::from_millis(1), ..Settings::default() }
+}
+
+/// Waits that end soon.
+fn impatient() -> Settings {
+    let (stop_wait, start_wait) = (Duration::from_millis(100), Duration::from_millis(300));
+    Settings { stop_wait, start_wait, ..settings() }
+}
+
+async fn deploy(fake: &Fake, files: &PipelineFiles, again: bool) -> Result<Deployment, DeployError> {
+    deploy_to(&fake.serve().await, fake, files, again, settings()).await
+}
+
+async fn deploy_to(
+    arroyo: &Arroyo,
+    cluster: &Fake,
+    files: &PipelineFiles,
+    again: bool,
+    settings: Settings,
+) -> Result<Deployment, DeployError> {
+    let functions = functions();
+    let deployer = Deployer { arroyo, cluster, files, functions: &functions, settings: &settings };
+    deployer.deploy(again, &|_: &Step| {}).await
+}
+
+async fn plan(fake: &Fake, files: &PipelineFiles, again: bool) -> Result<String, DeployError> {
+    let (arroyo, functions, settings) = (fake.serve().await, functions(), settings());
+    let deployer = Deployer { arroyo: &arroyo, cluster: fake, files, functions: &functions, settings: &settings };
+    Ok(deployer.plan(again).await?.to_string())
+}
+
+/// A world in which version 1 runs.
+pub async fn running() -> Fake {
+    let fake = Fake::default();
+    deploy(&fake, &files(), false).await.unwrap();
+    fake.journal();
+    fake
+}
+
+/// One pipeline works, that of the newest version, from its start; everything older is over.
+#[track_caller]
+fn check_end(fake: &Fake, deployment: &Deployment) {
+    let world = fake.world();
+    assert_eq!(world.deployments.last(), Some(deployment));
+    assert_eq!(world.announced.last(), Some(&deployment.version));
+    let name = format!("tally-clicks-{}", deployment.version);
+    let working: Vec<_> =
+        world.pipelines.iter().filter(|p| !["Stopped", "Failed"].contains(&p.state.as_str())).collect();
+    assert_eq!(working.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), [name.as_str()]);
+    let pipeline = working[0];
+    assert!(pipeline.state == "Running" && pipeline.is_checkpointed());
+    assert_eq!(pipeline.parallelism, PARTITIONS as u64);
+    assert_eq!(pipeline.interval_micros, 10_000_000);
+    for filled in
+        [&format!("'source.group_id' = '{name}'"), "bootstrap_servers = '127.0.0.1:9092'", "INTERVAL '300 seconds'"]
+    {
+        assert!(pipeline.query.contains(filled), "{filled}\n{}", pipeline.query);
+    }
+    assert!(pipeline.query.contains(&format!("CAST({} AS BIGINT)", deployment.version)));
+    let committed: Vec<_> = world.committed[&name].iter().collect();
+    let start: Vec<_> = (0..PARTITIONS).map(|partition| (partition, deployment.start.get(partition))).collect();
+    assert_eq!(committed, start, "every partition has its start committed, also one without a closing");
+}
+
+#[tokio::test]
+async fn the_first_version_is_recorded_told_and_started() {
+    let fake = Fake::default();
+    let deployment = deploy(&fake, &files(), false).await.unwrap();
+    let journal = ["compile", "record 1", "announce 1", "commit tally-clicks-1", "create tally-clicks-1"];
+    assert_eq!(fake.journal(), journal);
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn what_runs_unchanged_is_left_alone() {
+    let fake = running().await;
+    assert_eq!(plan(&fake, &files(), false).await.unwrap().lines().count(), 3);
+    let deployment = deploy(&fake, &files(), false).await.unwrap();
+    assert_eq!((deployment.version, fake.journal().len()), (1, 0));
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn a_changed_pipeline_is_a_new_version_and_so_is_one_again() {
+    for (files, again) in [(changed_files(), false), (files(), true)] {
+        let fake = running().await;
+        let deployment = deploy(&fake, &files, again).await.unwrap();
+        let stopped_first = ["compile", "checkpoint tally-clicks-1", "record 2", "announce 2"];
+        assert_eq!(fake.journal()[..4], stopped_first);
+        check_end(&fake, &deployment);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_shows_its_steps_and_changes_nothing() {
+    let fake = running().await;
+    let shown = plan(&fake, &changed_files(), false).await.unwrap();
+    let expected = "\
+version 2
+  pipelines/clicks.sql as tally-clicks-2
+  1. compile bot_reason, device_class, claim_click
+  2. stop tally-clicks-1 (pl_0, Running) with a last checkpoint
+  3. record version 2: SQL, a function or a setting has changed
+  4. tell the claims of version 2 and its start
+  5. commit the start as offsets of consumer group tally-clicks-2, and create pipeline tally-clicks-2
+  6. wait until it runs, has made a checkpoint, and a row has come from each of 4 partitions";
+    assert_eq!(shown, expected);
+    assert!(plan(&fake, &files(), true).await.unwrap().contains("record version 2: unchanged, deployed again"));
+    assert_eq!(fake.journal(), [""; 0]);
+}
+
+/// Whatever is asked for, of Arroyo or of the others: it fails once, undone or done, and a second run mends it.
+#[tokio::test]
+async fn a_deployment_that_broke_off_anywhere_is_carried_on() {
+    let steps = {
+        let fake = running().await;
+        fake.set(Fault::None);
+        deploy(&fake, &changed_files(), false).await.unwrap();
+        fake.asked()
+    };
+    assert!(steps > 20, "{steps}");
+    for number in 0..steps {
+        for fault in [Fault::Refuse(number), Fault::LoseAnswer(number)] {
+            for (files, again) in [(changed_files(), false), (files(), true)] {
+                let fake = running().await;
+                fake.set(fault);
+                let first = deploy(&fake, &files, again).await;
+                // The fake loses no answer to a mere look at the rest of the system.
+                let noticed = first.is_err() || fake.asked() <= number;
+                assert!(noticed || matches!(fault, Fault::LoseAnswer(_)), "{fault:?}: {first:?}");
+                fake.set(Fault::None);
+                let deployment =
+                    deploy(&fake, &files, again).await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
+                check_end(&fake, &deployment);
+            }
+        }
+    }
+}
+
+/// What cannot be planned or compiled is said at its place, and the old version goes on.
+#[tokio::test]
+async fn a_broken_pipeline_stops_nothing() {
+    let cases = [
+        (
+            Fault::BadSql("validate_syntax"),
+            "pipelines/clicks.sql:35:1: Arroyo: Expected: SELECT, VALUES, or a subquery",
+        ),
+        (Fault::BadSql("validate_unknown_column"), "No field named publisher_id. Did you mean 'judged.publisher_idd'?"),
+        (Fault::BadSql("validate_unknown_udf"), "Arroyo: Error during planning: Invalid function 'bot_reason'"),
+        (Fault::LostEdge, "nothing leads into node 10 (key_10: ArrowKey<_>)"),
+        (Fault::BadFunction, " --> udfs/src/bot_reason.rs:3:26\n"),
+    ];
+    for (fault, expected) in cases {
+        let fake = running().await;
+        fake.set(fault);
+        let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{fault:?}\n{error}");
+        assert_eq!(fake.journal(), [""; 0], "{fault:?}");
+        assert_eq!(fake.world().pipelines[0].state, "Running");
+    }
+    // At its place in the file: the column's use below the view that it is said to be missing from, and a call.
+    let fake = running().await;
+    for (name, line) in
+        [("validate_unknown_column", "  SELECT *, claim_click("), ("validate_unknown_udf", "ELSE bot_reason(")]
+    {
+        fake.set(Fault::BadSql(name));
+        let error = deploy(&fake, &changed_files(), false).await.unwrap_err();
+        let DeployError::Sql(error) = error else { panic!("{error}") };
+        let text = SQL.lines().nth(error.line as usize - 1).unwrap();
+        assert!(text.contains("publisher_id") || text.contains(line), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_query_refused_at_its_creation_is_mended_by_the_next_run() {
+    let fake = running().await;
+    fake.set(Fault::BadSqlAtCreation);
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(
+        error.contains("pipelines/clicks.sql: Arroyo: Failed to plan query:\n * table 'claimedd' not found"),
+        "{error}"
+    );
+    fake.set(Fault::None);
+    let deployment = deploy(&fake, &changed_files(), false).await.unwrap();
+    assert_eq!(deployment.version, 2, "the recorded version is started");
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn a_pipeline_that_hangs_in_its_checkpoints_is_stopped_without() {
+    let fake = running().await;
+    let arroyo = fake.serve().await;
+    fake.set(Fault::HangsInCheckpoints);
+    let error = deploy_to(&arroyo, &fake, &files(), true, impatient()).await.unwrap_err().to_string();
+    assert_eq!(fake.journal()[1..3], ["checkpoint tally-clicks-1", "immediate tally-clicks-1"]);
+    assert!(error.contains("version 2 is not running after 300ms: tally-clicks-2 has made no checkpoint"), "{error}");
+    fake.set(Fault::HangsForGood);
+    let error = deploy_to(&arroyo, &fake, &files(), true, impatient()).await.unwrap_err().to_string();
+    assert_eq!(error, "pipeline tally-clicks-2 (pl_1) did not stop within 200ms: it is CheckpointStopping");
+    fake.set(Fault::None);
+    let deployment = deploy(&fake, &files(), true).await.unwrap();
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn a_restart_before_the_first_checkpoint_is_deployed_again() {
+    let fake = running().await;
+    fake.set(Fault::Restarts(2));
+    let deployment = deploy(&fake, &changed_files(), false).await.unwrap();
+    assert_eq!(deployment.version, 4);
+    check_end(&fake, &deployment);
+    fake.set(Fault::Restarts(3));
+    let error = deploy(&fake, &files(), false).await.unwrap_err().to_string();
+    let expected = "pipeline tally-clicks-7 (pl_6) was restarted before its first checkpoint, 3 times in a row: it may \
+                    have skipped records: task failed: unknown error: cannot send; Aync UDF claim_click has shut down";
+    assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn a_pipeline_that_fails_says_why() {
+    let fake = running().await;
+    fake.set(Fault::Fails);
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(error.starts_with("pipeline tally-clicks-2 (pl_1) failed: out of memory: task failed: unknown"), "{error}");
+    fake.set(Fault::None);
+    let shown = plan(&fake, &changed_files(), false).await.unwrap();
+    assert!(shown.contains("record version 3: tally-clicks-2 has failed"), "{shown}");
+    let deployment = deploy(&fake, &changed_files(), false).await.unwrap();
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn running_means_a_row_from_every_partition() {
+    let fake = Fake::default();
+    fake.set(Fault::SilentPartition(2));
+    let arroyo = fake.serve().await;
+    let error = deploy_to(&arroyo, &fake, &files(), false, impatient()).await.unwrap_err().to_string();
+    assert!(error.contains("no row has come from partition 2"), "{error}");
+    fake.set(Fault::None);
+    let deployment = deploy(&fake, &files(), false).await.unwrap();
+    assert_eq!(deployment.version, 1);
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn a_pipeline_stopped_by_hand_goes_on_from_its_checkpoint() {
+    let fake = running().await;
+    fake.world().pipelines[0].state = "Stopped".into();
+    fake.world().pipelines[0].running_desired = false;
+    let deployment = deploy(&fake, &files(), false).await.unwrap();
+    assert_eq!((deployment.version, fake.journal()), (1, vec!["none tally-clicks-1".to_string()]));
+    check_end(&fake, &deployment);
+    // Without a checkpoint it would read on behind what it had read.
+    fake.world().pipelines[0].state = "Stopped".into();
+    fake.world().pipelines[0].running_desired = false;
+    fake.world().pipelines[0].checkpoints.clear();
+    let shown = plan(&fake, &files(), false).await.unwrap();
+    assert!(shown.contains("record version 2: tally-clicks-1 stopped before its first checkpoint"), "{shown}");
+    // Gone, it cannot be made anew: what it counted is final by now.
+    fake.world().pipelines[0].name = "someone-elses".into();
+    fake.set(Fault::None);
+    let mut other = fake.world().pipelines[0].clone();
+    (other.id, other.name, other.run_id) = ("pl_9".into(), "rows-1".into(), 1);
+    fake.world().pipelines.push(other);
+    let shown = plan(&fake, &files(), false).await.unwrap();
+    assert!(shown.contains("tally-clicks-1 is gone from Arroyo, and rows of its version are there"), "{shown}");
+}
+
+#[tokio::test]
+async fn of_two_with_one_name_one_is_kept() {
+    let fake = running().await;
+    let mut twin = fake.world().pipelines[0].clone();
+    twin.id = "pl_1".into();
+    fake.world().pipelines.push(twin);
+    let deployment = deploy(&fake, &files(), false).await.unwrap();
+    assert_eq!(fake.journal(), ["checkpoint tally-clicks-1"]);
+    assert_eq!(fake.world().pipelines[1].state, "Stopped");
+    check_end(&fake, &deployment);
+}
+
+#[tokio::test]
+async fn a_topic_made_anew_is_not_deployed_on() {
+    let fake = running().await;
+    fake.world().deployments[0].log_id = click::LogId::from_bytes([8; 16]);
+    let error = deploy(&fake, &files(), false).await.unwrap_err().to_string();
+    assert!(error.starts_with("topic clicks was made anew: version 1 is of 08080808-"), "{error}");
+}
+
+#[tokio::test]
+async fn no_arroyo_or_another_server_is_said() {
+    let soon = Duration::from_millis(500);
+    let short = Deadlines { connect: soon, answer: soon, build: soon };
+    for (address, expected) in [
+        ("arroyo:5115", "Arroyo's address \"arroyo:5115\": "),
+        ("ftp://arroyo", "must begin with http:// or https://"),
+        ("", "looks like http://127.0.0.1:5115"),
+        ("http://arroyo/?a=b", "cannot have a query"),
+    ] {
+        let error = Arroyo::new(address, short).unwrap_err().to_string();
+        assert!(error.contains(expected), "{address}: {error}");
+    }
+    let fake = Fake::default();
+    // Nothing listens there any more.
+    let port = {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let gone = Arroyo::new(&format!("http://127.0.0.1:{port}"), short).unwrap();
+    let error = deploy_to(&gone, &fake, &files(), false, settings()).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("GET http://127.0.0.1:{port}/api/v1/ping: ")), "{error}");
+
+    fake.set(Fault::Silence);
+    let impatient = fake.serve_within(short).await;
+    let error = deploy_to(&impatient, &fake, &files(), false, settings()).await.unwrap_err().to_string();
+    assert!(error.ends_with("no answer within 500ms"), "{error}");
+    fake.set(Fault::OtherServer);
+    let arroyo = fake.serve().await;
+    let error = deploy_to(&arroyo, &fake, &files(), false, settings()).await.unwrap_err().to_string();
+    assert!(error.starts_with("GET /api/v1/ping was answered with 200 OK and what is not understood"), "{error}");
+    assert!(error.ends_with(r#"{"hello":"world"}"#), "{error}");
+    fake.set(Fault::Refuse(0));
+    let error = deploy_to(&arroyo, &fake, &files(), false, settings()).await.unwrap_err().to_string();
+    assert_eq!(error, "GET /api/v1/ping was answered with 500 Internal Server Error: Something went wrong");
+    assert_eq!(fake.journal(), [""; 0]);
+}
+
+#[tokio::test]
+async fn settings_are_checked_before_anything_is_asked() {
+    let (fake, files, functions) = (Fake::default(), files(), functions());
+    let arroyo = fake.serve().await;
+    for (settings, expected) in [
+        (Settings { name: "a-b".into(), ..settings() }, "name is \"a-b\": it is made of letters, digits and _"),
+        (Settings { kafka: "a'b:1".into(), ..settings() }, "kafka is \"a'b:1\": it is a list of host:port"),
+        (
+            Settings { checkpoint_interval: Duration::from_secs(1), ..settings() },
+            "checkpoint interval is \"1s\": it must be 2s",
+        ),
+    ] {
+        let deployer =
+            Deployer { arroyo: &arroyo, cluster: &fake, files: &files, functions: &functions, settings: &settings };
+        let error = deployer.plan(false).await.unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let files = PipelineFiles::one("pipelines/clicks by ad.sql", SQL);
+    let error = plan(&fake, &files, false).await.unwrap_err().to_string();
+    assert!(error.starts_with("pipeline file pipelines/clicks by ad.sql: its name"), "{error}");
+}
