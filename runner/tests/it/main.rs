@@ -1,6 +1,7 @@
 //! The runner on the real pipelines, against what the definitions say.
 #![allow(clippy::unwrap_used)]
 
+mod arroyo;
 mod clicks;
 mod memory_log;
 mod refused;
