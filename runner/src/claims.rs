@@ -55,7 +55,11 @@ pub struct Asked<'a> {
 pub enum ClaimsError {
     #[error("{}: {error}", .path.display())]
     Store { path: PathBuf, error: fjall::Error },
-    #[error("{} holds claims of pipeline version {held}, and version {asked} asks: an older version is refused", .path.display())]
+    #[error(
+        "{} holds claims of pipeline version {held}, and the warehouse says that version {asked} is deployed: the warehouse \
+         folder is missing, or older than the runner's state. Restore it from where it was, or start again with an empty data folder",
+        .path.display()
+    )]
     OlderVersion { path: PathBuf, held: i64, asked: i64 },
     /// Claims were lost, or records were skipped: to go on would bill duplicates.
     #[error(

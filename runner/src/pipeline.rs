@@ -62,8 +62,8 @@ impl Pipeline {
             Some(held) if held.header.version > version || held.header.log_id != from.log_id => {
                 let Header { version: held_version, log_id, .. } = held.header;
                 let what = format!(
-                    "belongs to version {held_version} on log {log_id}, and the pipeline is version {version} on log {}: \
-                     the data folder was put together from two",
+                    "belongs to version {held_version} on log {log_id}, and the warehouse says version {version} on log {}: \
+                     the warehouse folder is missing or older than the runner's state, or log and state are of two systems",
                     from.log_id
                 );
                 return Err(RunError::Checkpoint { path: checkpoint, what });

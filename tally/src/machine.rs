@@ -98,13 +98,22 @@ impl Machine {
 
         let settings = warehouse::Settings { lateness, ..warehouse::Settings::default() };
         let warehouse = Warehouse::open(&data.join("warehouse"), settings, clock.clone()).await?;
+        // The warehouse records what is deployed before the runner keeps anything.
+        let kept = data.join("runner");
+        anyhow::ensure!(
+            !kept.exists() || !warehouse.deployments().await?.is_empty(),
+            "{} is missing or empty, and the pipeline has run: its state is in {}. Restore the folder from where it was, or \
+             start again with an empty data folder",
+            data.join("warehouse").display(),
+            kept.display()
+        );
         let deployment = warehouse.deploy(&*log, &topics, &digest).await?;
         let settings = RunnerSettings {
             lateness,
             claims: ClaimsSettings { horizon_ms, ..ClaimsSettings::default() },
             checkpoint_every: config.checkpoint_every,
         };
-        let (of, dir) = (warehouse.clone(), data.join("runner"));
+        let (of, dir) = (warehouse.clone(), kept);
         let counting = Counting { files, log: log.clone(), warehouse: of, topics, dir, settings };
         let runner = counting.runner().await?;
         let loader = counting.loader().await?;

@@ -42,6 +42,9 @@ pub trait Backend: Send + Sync + 'static {
     async fn raw_clicks(&self, number: u64) -> Result<StepRows<RawRow>>;
     async fn quarantine(&self, number: u64) -> Result<StepRows<Quarantined>>;
     async fn click_corrections(&self, number: u64) -> Result<StepRows<Correction>>;
+    /// Sums of this closing's corrections by minute, quarter hour and day (UTC), each with the closing's number. They
+    /// may be about times that were summed up long ago: a reader adds up the sums of all closings. Each table once.
+    async fn sum_corrections(&self, number: u64) -> Result<()>;
     async fn clicks_by_minute(&self, number: u64) -> Result<StepRows<Count>>;
     /// Quarter hours and days (UTC) that end in (`from`, `through`], summed up from the minutes. Each table once.
     async fn roll_up(&self, number: u64, from: Minute, through: Minute) -> Result<()>;

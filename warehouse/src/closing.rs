@@ -81,7 +81,7 @@ impl Closer<'_> {
         Ok(totals)
     }
 
-    /// Steps one to three: raw rows, quarantined records, corrections. The rows are counted in any case.
+    /// Steps one to four: raw rows, quarantined records, corrections, and their sums. The rows are counted in any case.
     async fn copy_rows(&self, last: &Entry, begun: &Entry, totals: &mut Totals) -> Result<()> {
         let number = begun.number;
         let mut raw_clicks = self.backend.raw_clicks(number).await?;
@@ -131,7 +131,7 @@ impl Closer<'_> {
         if let Some(table) = corrections {
             table.commit().await?;
         }
-        Ok(())
+        self.backend.sum_corrections(number).await
     }
 
     async fn quarantine(&self, begun: &Entry) -> Result<()> {

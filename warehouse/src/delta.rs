@@ -1,9 +1,9 @@
 //! The tables on Delta Lake: Parquet files, and a log of commits for each table.
 //!
-//! * `store`: files that are on disk when a call returns
+//! * `store`: files that are on disk when a call returns, and `sums`, their checksums
 //! * `tables`: names, columns and rows of the tables
 //! * `check`: what is damaged is found and named when a table is opened
-//! * `query`: reports and recounts, on DataFusion
+//! * `query`: entries, sums and recounts, on DataFusion, and `report`, reports
 //! * `tidy`: many small files become few
 //!
 //! A step of a closing is one commit, which carries the closing's number as an application transaction: a table whose
@@ -11,7 +11,9 @@
 
 mod check;
 mod query;
+mod report;
 mod store;
+mod sums;
 mod tables;
 mod tidy;
 
@@ -22,6 +24,7 @@ use crate::sequence::{Entry, Kind};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use click::{Millis, Minute, Offsets};
+use datafusion::execution::SendableRecordBatchStream;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Add, Transaction};
 use deltalake_core::operations::create::CreateBuilder;
@@ -122,6 +125,7 @@ impl Table {
                 .map_err(failed)?;
         }
         check::files(&dir, &delta, name).await?;
+        check::sweep_sums(&dir)?;
         let log_store = delta.log_store();
         let state = delta.snapshot().map_err(failed)?;
         let done = state.transaction_version(&*log_store, STEP).await.map_err(failed)?;
@@ -177,6 +181,17 @@ impl Table {
         let partition_by = Some(partition_by).filter(|columns| !columns.is_empty());
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by, predicate: None };
         self.commit(adds.into_iter().map(Action::Add).collect(), operation, app, number).await
+    }
+
+    /// Writes what a query finds, if it is anything, and commits it as the step of a closing.
+    async fn append_query(&mut self, rows: SendableRecordBatchStream, number: u64) -> Result<()> {
+        let mut writer = self.writer()?;
+        if query::write(rows, &mut writer).await.map_err(|error| self.failed(error))? {
+            let adds = writer.flush().await.map_err(|error| self.failed(error))?;
+            self.append(adds, STEP, number).await?;
+            self.done = Some(number);
+        }
+        Ok(())
     }
 
     /// Writes batches and commits them as the step of a closing.
@@ -254,6 +269,24 @@ impl Backend for Delta {
         self.step(number).await
     }
 
+    async fn sum_corrections(&self, number: u64) -> Result<()> {
+        // A closing without corrections left no step in their table, and has no sums.
+        if self.table(Name::Corrections).lock().await.done != Some(number) {
+            return Ok(());
+        }
+        for target in Name::CORRECTIONS {
+            let mut into = self.table(target).lock().await;
+            if into.done.is_some_and(|done| done >= number) {
+                continue;
+            }
+            let source = self.table(Name::Corrections).lock().await;
+            let rows = query::sum_corrections(&self.session, &source, target, number).await?;
+            drop(source);
+            into.append_query(rows, number).await?;
+        }
+        Ok(())
+    }
+
     async fn clicks_by_minute(&self, number: u64) -> Result<StepRows<Count>> {
         self.step(number).await
     }
@@ -269,12 +302,7 @@ impl Backend for Delta {
             let source = self.table(source).lock().await;
             let rows = query::roll_up(&self.session, &source, target, start(from), start(through)).await?;
             drop(source);
-            let mut writer = into.writer()?;
-            if query::write(rows, &mut writer).await.map_err(|error| into.failed(error))? {
-                let adds = writer.flush().await.map_err(|error| into.failed(error))?;
-                into.append(adds, STEP, number).await?;
-                into.done = Some(number);
-            }
+            into.append_query(rows, number).await?;
         }
         Ok(())
     }
@@ -302,12 +330,11 @@ impl Backend for Delta {
     }
 
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {
-        let mut providers = Vec::new();
-        for name in [Name::Minutes, Name::QuarterHours, Name::Days, Name::Corrections] {
+        let mut tables = Vec::new();
+        for name in Name::COUNTS.into_iter().chain(Name::CORRECTIONS) {
             let table = self.table(name).lock().await;
-            providers.push(query::provider(&table).await?);
+            tables.push((name, query::provider(&table).await?));
         }
-        let providers = providers.try_into().expect("one for each of the four names");
-        Ok(Arc::new(query::DeltaView::new(self.session.clone(), providers, last)))
+        Ok(Arc::new(report::DeltaView { session: self.session.clone(), tables, last }))
     }
 }

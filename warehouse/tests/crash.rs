@@ -77,6 +77,12 @@ impl Backend for Dying {
         self.rows(self.tables.click_corrections(number).await?)
     }
 
+    async fn sum_corrections(&self, number: u64) -> Result<()> {
+        place(&self.left)?;
+        self.tables.sum_corrections(number).await?;
+        place(&self.left)
+    }
+
     async fn clicks_by_minute(&self, number: u64) -> Result<StepRows<Count>> {
         self.rows(self.tables.clicks_by_minute(number).await?)
     }
@@ -168,7 +174,14 @@ async fn each_step_is_done_once_whatever_dies() {
     assert_eq!(report.clicks, 2 + 60 + 9);
     drop(world);
     let expected = dump(&whole.path().join("warehouse")).await;
-    for table in ["raw_clicks", "quarantine", "click_corrections", "clicks_by_quarter_hour", "clicks_by_day"] {
+    for table in [
+        "raw_clicks",
+        "quarantine",
+        "click_corrections",
+        "corrections_by_day",
+        "clicks_by_quarter_hour",
+        "clicks_by_day",
+    ] {
         assert!(expected[table].len() > 1, "{table} has no rows");
     }
 

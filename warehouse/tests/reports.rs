@@ -182,3 +182,60 @@ fn the_tables_agree_with_each_other() {
     let counted = |verdict: &str| raw.iter().filter(|row| row.contains(&format!("| {verdict} "))).count() as i64;
     assert!(report.clicks - report.provisional_clicks <= counted("billable") + counted("late"));
 }
+
+/// The rows of a query over the tables of a warehouse: time and clicks, where there are any.
+async fn by_hand(warehouse: &std::path::Path, sql: &str) -> BTreeMap<Millis, i64> {
+    use arrow::array::AsArray;
+    use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+    let session = datafusion::prelude::SessionContext::new();
+    for table in ["click_corrections", "clicks_by_minute"] {
+        let url = deltalake_core::ensure_table_uri(warehouse.join(table).to_str().unwrap()).unwrap();
+        let table_of = deltalake_core::open_table(url).await.unwrap().table_provider().await.unwrap();
+        session.register_table(table, table_of).unwrap();
+    }
+    let batches = session.sql(sql).await.unwrap().collect().await.unwrap();
+    let mut rows = BTreeMap::new();
+    for batch in batches {
+        let times = batch.column(0).as_primitive::<TimestampMicrosecondType>();
+        let clicks = batch.column(1).as_primitive::<Int64Type>();
+        rows.extend((0..batch.num_rows()).map(|row| (Millis::new(times.value(row) / 1000), clicks.value(row))));
+    }
+    rows
+}
+
+#[test]
+fn sums_of_corrections_equal_the_corrections() {
+    let Played { runtime, warehouse, dir, through, .. } = played();
+    let folder = dir.path().join("warehouse");
+    let midnight = at("00:00:00");
+    // Whole days, the later one as far as it is closed.
+    for (from, to) in [(midnight.plus(-24 * 60 * Minute::MS), midnight), (midnight, *through)] {
+        for (unit, name) in [(TimeUnit::Minute, "minute"), (TimeUnit::Hour, "hour"), (TimeUnit::Day, "day")] {
+            let sql = format!(
+                "SELECT date_trunc('{name}', minute) AS time, CAST(sum(clicks) AS BIGINT) AS clicks FROM (
+                     SELECT minute, clicks FROM clicks_by_minute UNION ALL
+                     SELECT minute, delta AS clicks FROM click_corrections)
+                 WHERE minute >= '{from}' AND minute < '{to}' GROUP BY 1"
+            );
+            let expected = runtime.block_on(by_hand(&folder, &sql));
+            let query = ReportQuery { from, to, time: Some(unit), ..total() };
+            let report = runtime.block_on(warehouse.report(&query)).unwrap();
+            assert!(report.rows.len() > 1 || unit == TimeUnit::Day);
+            let rows: BTreeMap<Millis, i64> = report.rows.iter().map(|row| (row.time.unwrap(), row.clicks)).collect();
+            // Late clicks whose correction is not written are no corrections yet.
+            for row in report.rows.iter().filter(|row| !row.provisional) {
+                assert_eq!(row.clicks, expected[&row.time.unwrap()], "{row:?}");
+            }
+            assert_eq!(report.clicks, expected.values().sum::<i64>() + report.provisional_clicks);
+            assert!(expected.keys().all(|time| rows.contains_key(time)));
+        }
+    }
+    let tables = runtime.block_on(dump(&folder));
+    assert!(tables["click_corrections"].len() > 10);
+    for table in ["corrections_by_minute", "corrections_by_quarter_hour", "corrections_by_day"] {
+        let sums = &tables[table];
+        let delta = |row: &String| row.split('|').rev().nth(2).unwrap().trim().parse::<i64>().unwrap_or(0);
+        let corrected: i64 = sums.iter().map(delta).sum();
+        assert_eq!(corrected, tables["click_corrections"].len() as i64 - 1, "{table}: {sums:?}");
+    }
+}

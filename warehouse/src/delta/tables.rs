@@ -17,6 +17,9 @@ pub(super) enum Name {
     RawClicks,
     Quarantine,
     Corrections,
+    CorrectionMinutes,
+    CorrectionQuarterHours,
+    CorrectionDays,
     Minutes,
     QuarterHours,
     Days,
@@ -26,21 +29,33 @@ pub(super) enum Name {
 const DAY_MS: i64 = 24 * 60 * Minute::MS;
 
 impl Name {
-    pub const ALL: [Name; 7] = [
+    pub const ALL: [Name; 10] = [
         Name::RawClicks,
         Name::Quarantine,
         Name::Corrections,
+        Name::CorrectionMinutes,
+        Name::CorrectionQuarterHours,
+        Name::CorrectionDays,
         Name::Minutes,
         Name::QuarterHours,
         Name::Days,
         Name::Closings,
     ];
 
+    /// Counts of final minutes, from coarse to fine.
+    pub const COUNTS: [Name; 3] = [Name::Days, Name::QuarterHours, Name::Minutes];
+
+    /// Sums of the corrections of each closing, from coarse to fine.
+    pub const CORRECTIONS: [Name; 3] = [Name::CorrectionDays, Name::CorrectionQuarterHours, Name::CorrectionMinutes];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Name::RawClicks => "raw_clicks",
             Name::Quarantine => "quarantine",
             Name::Corrections => "click_corrections",
+            Name::CorrectionMinutes => "corrections_by_minute",
+            Name::CorrectionQuarterHours => "corrections_by_quarter_hour",
+            Name::CorrectionDays => "corrections_by_day",
             Name::Minutes => "clicks_by_minute",
             Name::QuarterHours => "clicks_by_quarter_hour",
             Name::Days => "clicks_by_day",
@@ -52,23 +67,24 @@ impl Name {
     pub fn time_column(self) -> &'static str {
         match self {
             Name::RawClicks | Name::Quarantine => "appended_at",
-            Name::Corrections | Name::Minutes => "minute",
-            Name::QuarterHours => "quarter_hour",
-            Name::Days => "day",
+            Name::Corrections | Name::CorrectionMinutes | Name::Minutes => "minute",
+            Name::CorrectionQuarterHours | Name::QuarterHours => "quarter_hour",
+            Name::CorrectionDays | Name::Days => "day",
             Name::Closings => "finalized_at",
         }
     }
 
-    /// Minutes that a row of a table of counts sums up.
+    /// Minutes that a row of a table of counts or sums stands for.
     pub fn minutes(self) -> i64 {
         match self {
-            Name::QuarterHours => 15,
-            Name::Days => 24 * 60,
+            Name::CorrectionQuarterHours | Name::QuarterHours => 15,
+            Name::CorrectionDays | Name::Days => 24 * 60,
             _ => 1,
         }
     }
 
-    /// Columns that make folders. Raw clicks are kept by the day of their append time, minutes by their own.
+    /// Columns that make folders. Raw clicks are kept by the day of their append time, minutes by their own. A closing's
+    /// corrections may be about many days, and are few: by day they would be as many files as rows.
     pub fn partition_columns(self) -> impl Iterator<Item = &'static str> {
         matches!(self, Name::RawClicks | Name::Minutes | Name::QuarterHours).then_some("date").into_iter()
     }
@@ -90,10 +106,10 @@ impl Name {
         let dimensions = || Dimensions::NAMES.map(|name| must(name, DataType::STRING));
         let position =
             [must("log_id", DataType::STRING), must("partition", DataType::INTEGER), must("offset", DataType::LONG)];
-        let count = |time: &str| {
-            let mut columns = vec![must(time, DataType::TIMESTAMP)];
+        let count = |clicks: &str| {
+            let mut columns = vec![must(self.time_column(), DataType::TIMESTAMP)];
             columns.extend(dimensions());
-            columns.push(must("clicks", DataType::LONG));
+            columns.push(must(clicks, DataType::LONG));
             columns
         };
         match self {
@@ -123,11 +139,16 @@ impl Name {
                 columns
             }
             Name::Minutes | Name::QuarterHours => {
-                let mut columns = count(self.time_column());
+                let mut columns = count("clicks");
                 columns.push(must("date", DataType::DATE));
                 columns
             }
-            Name::Days => count(self.time_column()),
+            Name::Days => count("clicks"),
+            Name::CorrectionMinutes | Name::CorrectionQuarterHours | Name::CorrectionDays => {
+                let mut columns = count("delta");
+                columns.push(must("closing", DataType::LONG));
+                columns
+            }
             Name::Closings => {
                 let mut columns = vec![must("number", DataType::LONG), must("kind", DataType::STRING)];
                 columns.extend([must("through", DataType::TIMESTAMP), must("version", DataType::LONG)]);

@@ -68,11 +68,9 @@ async fn merge(session: &SessionContext, table: &mut Table, through: Minute) -> 
         let rows = table.delta.table_provider().with_file_paths(paths).await.map_err(|error| table.failed(error))?;
         let column = |name: &str| Expr::Column(Column::from_name(name));
         let order: Vec<Expr> = match table.name {
-            Name::Minutes | Name::QuarterHours | Name::Days | Name::Corrections => {
-                ["campaign_id", "ad_id", table.name.time_column()].map(column).to_vec()
-            }
             Name::RawClicks | Name::Quarantine => ["partition", "offset"].map(column).to_vec(),
             Name::Closings => ["number"].map(column).to_vec(),
+            _ => ["campaign_id", "ad_id", table.name.time_column()].map(column).to_vec(),
         };
         let sorted = session.read_table(rows).and_then(|frame| frame.sort_by(order));
         let rows = sorted.map_err(|error| table.failed(error))?.execute_stream().await;
