@@ -1,7 +1,7 @@
 //! Writes a closing, once, whatever dies in between.
 //!
 //! A closing begins with an entry that fixes what it comprises: the minutes, the positions, the records that are taken
-//! as undecodable. From there on it is only carried out, by this loader or by the next one after a crash. Each step
+//! as undecodable, and by a digest the counts that the minutes come to. From there on it is only carried out, by this loader or by the next one after a crash. Each step
 //! finds out by the closing's number that it was done; what it writes follows from the entry, the log and the steps
 //! before it, so it is the same on every try. Nothing counts before the last step, the entry in `closings`.
 
@@ -11,6 +11,7 @@ use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::{Entry, Kind};
 use crate::warehouse::Topics;
 use click::{Clock, Dimensions, Millis, Minute, Offset, Offsets, Partition, Verdict};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tally_log::{Log, Record, Topic};
@@ -33,26 +34,34 @@ pub(crate) struct Closer<'a> {
     pub clock: &'a dyn Clock,
 }
 
-/// What a loader counted when it began a closing.
-pub(crate) struct Counted {
-    /// Of the minutes, from rows before the closing's own: they are in the tables already.
-    pub carried: Totals,
-    /// Of the minutes, in all: what is written has to come to the same.
-    pub totals: Totals,
+/// A digest of counts: the same for the same ones, by whomever they were summed up.
+pub(crate) fn digest(totals: &Totals) -> String {
+    let mut digest = Sha256::new();
+    // Absent is 0.
+    for ((minute, dimensions), clicks) in totals.iter().filter(|(_, clicks)| **clicks != 0) {
+        digest.update(minute.number().to_le_bytes());
+        for value in dimensions.values() {
+            digest.update((value.len() as u64).to_le_bytes());
+            digest.update(value.as_bytes());
+        }
+        digest.update(clicks.to_le_bytes());
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Closer<'_> {
-    /// Carries out a closing that began, from wherever it was left. `last` is the entry before it. Without `counted`
-    /// the rows that were carried over are counted anew in the tables.
-    pub async fn carry_out(&self, last: &Entry, begun: &Entry, counted: Option<Counted>) -> Result<Entry> {
+    /// Carries out a closing that began, from wherever it was left. `last` is the entry before it. `carried` are the
+    /// counts of its minutes from rows before its own, which are in the tables already; without them those rows are
+    /// counted anew.
+    pub async fn carry_out(&self, last: &Entry, begun: &Entry, carried: Option<Totals>) -> Result<Entry> {
         let number = begun.number;
-        let (mut totals, expected) = match counted {
-            Some(Counted { carried, totals }) => (carried, Some(totals)),
-            None => (self.carried(last, begun).await?, None),
+        let mut totals = match carried {
+            Some(carried) => carried,
+            None => self.carried(last, begun).await?,
         };
         self.copy_rows(last, begun, &mut totals).await?;
         totals.retain(|_, clicks| *clicks != 0);
-        if expected.is_some_and(|expected| expected != totals) {
+        if digest(&totals) != begun.totals {
             let what = "the raw rows say another count than when it began".to_string();
             return Err(Error::Contradiction { number, what });
         }
@@ -101,6 +110,8 @@ impl Closer<'_> {
                     continue;
                 }
                 match row.verdict() {
+                    // On time by a lateness that was raised since its minute became final.
+                    Verdict::Billable if row.minute() < last.through => late.push(correction(&row)),
                     Verdict::Billable if row.minute() < begun.through => {
                         *totals.entry((row.minute(), row.dimensions())).or_default() += 1;
                     }
@@ -150,7 +161,7 @@ impl Closer<'_> {
     }
 }
 
-/// A late click is added to its minute after the fact.
+/// A click whose minute is final when it comes is added to it after the fact.
 fn correction(row: &RawRow) -> Correction {
     Correction {
         log_id: row.log_id,

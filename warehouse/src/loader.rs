@@ -6,7 +6,7 @@
 mod decide;
 mod intake;
 
-use crate::closing::{Closer, Counted, ends, reached, read_record};
+use crate::closing::{Closer, Totals, ends, reached, read_record};
 use crate::error::{Error, Result};
 use crate::live::{Counts, add};
 use crate::open::{Inserted, OpenPartition, Slot};
@@ -282,11 +282,11 @@ impl Loader {
 
     /// Begins a closing, if a minute can close.
     fn begin_closing(&mut self) -> bool {
-        let Some((begun, counted)) = self.closable() else { return false };
+        let Some((begun, carried)) = self.closable() else { return false };
         let (warehouse, log, topics) = (self.warehouse.clone(), self.log.clone(), self.topics.clone());
         let last = self.run.last.clone();
         self.closing =
-            Some(tokio::spawn(async move { write(&warehouse, &*log, &topics, &last, begun, counted).await }));
+            Some(tokio::spawn(async move { write(&warehouse, &*log, &topics, &last, begun, carried).await }));
         true
     }
 
@@ -339,7 +339,7 @@ async fn write(
     topics: &Topics,
     last: &Entry,
     begun: Entry,
-    counted: Counted,
+    carried: Totals,
 ) -> Result<Entry> {
     let inner = &*warehouse.0;
     let mut sequence = inner.sequence.lock().await;
@@ -348,7 +348,7 @@ async fn write(
     inner.backend.put_entry(&begun).await?;
     known.begun = Some(begun.clone());
     let closer = Closer { backend: &*inner.backend, log, topics, clock: &*inner.clock };
-    let closing = closer.carry_out(last, &begun, Some(counted)).await?;
+    let closing = closer.carry_out(last, &begun, Some(carried)).await?;
     (known.last, known.begun) = (closing.clone(), None);
     // Files that stay small, or stay at all, cost time and space and no click: the next closing tries again.
     if let Err(error) = inner.backend.tidy(last.through, closing.through).await {

@@ -49,6 +49,9 @@ pub struct Entry {
     pub version: i64,
     /// Digest of its SQL and functions.
     pub digest: String,
+    /// Digest of the counts that the closing's minutes came to when it began, which its raw rows have to come to when it
+    /// is carried out; empty for a deployment.
+    pub totals: String,
     /// Records that this closing takes as undecodable. Fixed when it begins, so that a second try does the same.
     pub quarantined: Vec<(Partition, Offset)>,
     /// When it became final, by the clock; never before an earlier entry. That of a begun closing says when it began.

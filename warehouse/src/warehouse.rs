@@ -151,6 +151,7 @@ impl Warehouse {
             result_positions,
             version,
             digest: digest.to_string(),
+            totals: String::new(),
             quarantined: Vec::new(),
             finalized_at,
         };

@@ -21,6 +21,8 @@ use world::*;
 struct Dying {
     tables: Delta,
     left: Arc<AtomicI64>,
+    /// Raw rows that were written before are not there when they are counted.
+    forgets: bool,
 }
 
 fn place(left: &AtomicI64) -> Result<()> {
@@ -100,7 +102,11 @@ impl Backend for Dying {
     }
 
     async fn billable(&self, minutes: Range<Minute>, before_time: Millis, before: &Offsets) -> Result<Vec<Billable>> {
-        self.tables.billable(minutes, before_time, before).await
+        let mut rows = self.tables.billable(minutes, before_time, before).await?;
+        if self.forgets {
+            rows.clear();
+        }
+        Ok(rows)
     }
 
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {
@@ -112,11 +118,15 @@ impl Backend for Dying {
 async fn dying(dir: &Path, now: Millis, places: i64) -> (World, Arc<AtomicI64>) {
     let left = Arc::new(AtomicI64::new(places));
     let clock = Arc::new(click::ManualClock::new(now));
-    let tables = Delta::open(&dir.join("warehouse")).await.unwrap();
-    let backend = Arc::new(Dying { tables, left: left.clone() });
-    let warehouse = Warehouse::open_on(backend, settings(), clock.clone()).await.unwrap();
+    let warehouse = dying_tables(dir, &clock, left.clone(), false).await;
     let log = World::open_log(dir, &clock);
     (World::with(dir, clock, log, warehouse).await, left)
+}
+
+async fn dying_tables(dir: &Path, clock: &Arc<click::ManualClock>, left: Arc<AtomicI64>, forgets: bool) -> Warehouse {
+    let tables = Delta::open(&dir.join("warehouse")).await.unwrap();
+    let backend = Arc::new(Dying { tables, left, forgets });
+    Warehouse::open_on(backend, settings(), clock.clone()).await.unwrap()
 }
 
 /// Everything that a closing can hold: clicks of two versions, late ones, undecodable records, the end of a quarter
@@ -245,4 +255,33 @@ async fn a_closing_that_began_reaches_no_further_when_it_goes_on() {
     assert_eq!(deployment.positions.get(0), 1, "{deployment:?}");
     assert_eq!(world.warehouse.status().complete_through, minute("12:01"));
     assert_eq!(world.report(&total()).await.clicks, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_counted_before_a_crash_is_compared_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::new(dir.path()).await;
+    world.billable(0, at("12:00:10"), "ad_1").await;
+    world.billable(0, at("12:05:20"), "ad_1").await;
+    world.pass(at("12:06:30")).await;
+    // The click of 12:05 is in the tables, and its minute is open.
+    assert_eq!(world.load().await, minute("12:01"));
+    world.pass(at("12:13:00")).await;
+    let now = at("12:13:00");
+    drop(world);
+    // Dies when the closing has begun, and nothing of it is written.
+    let (mut world, _) = dying(dir.path(), now, 2).await;
+    assert!(world.try_load().await.is_err());
+    drop(world);
+    let clock = Arc::new(click::ManualClock::new(now));
+    let warehouse = dying_tables(dir.path(), &clock, Arc::new(AtomicI64::new(i64::MAX)), true).await;
+    let log = World::open_log(dir.path(), &clock);
+    let mut world = World::with(dir.path(), clock, log, warehouse).await;
+    let error = world.try_load().await.unwrap_err();
+    assert!(matches!(error, Error::Contradiction { number: 2, .. }), "{error}");
+    assert_eq!(world.warehouse.status().complete_through, minute("12:01"), "nothing became final");
+    drop(world);
+    let mut world = World::open(dir.path(), now).await;
+    assert_eq!(world.load().await, minute("12:07"));
+    assert_eq!(world.by_minute().await.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>(), [(1, false), (1, false)]);
 }

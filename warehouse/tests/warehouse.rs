@@ -3,12 +3,12 @@
 
 mod world;
 
-use click::{Clock, Millis};
+use click::{Clock, Lateness, Millis};
 use serde_json::json;
 use std::sync::Arc;
 use tally_log::Log;
 use warehouse::report::{Dimension, Reports};
-use warehouse::{Error, Loader, Topics, Warehouse};
+use warehouse::{Error, Loader, Settings, Topics, Warehouse};
 use world::*;
 
 fn temp() -> tempfile::TempDir {
@@ -230,6 +230,44 @@ async fn a_late_click_is_a_correction() {
     let tables = dump(&dir.path().join("warehouse")).await;
     assert_eq!(tables["click_corrections"].len(), 2, "a head and a row: {:?}", tables["click_corrections"]);
     assert!(tables["clicks_by_minute"].iter().any(|row| row.contains("2026-04-20T12:00:00Z") && row.contains("| 2 ")));
+}
+
+#[tokio::test]
+async fn with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correction() {
+    let dir = temp();
+    let mut world = World::new(dir.path()).await;
+    two_minutes(&mut world).await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    let (path, clock) = (world.dir.clone(), world.clock.clone());
+    drop(world);
+    let lateness = Lateness { lateness_ms: 600_000, slack_ms: 30_000 };
+    let longer = Settings { lateness, ..settings() };
+    let warehouse = Warehouse::open(&path.join("warehouse"), longer, clock.clone()).await.unwrap();
+    let log = World::open_log(&path, &clock);
+    let mut world = World::with(&path, clock, log, warehouse).await;
+    let deployment = world.deploy("longer").await;
+    for partition in 0..PARTITIONS {
+        world.judge(partition, deployment.positions.get(partition), at("12:07:30"), at("12:07:30"), None, "heartbeat");
+    }
+    world.click(1, at("12:00:30"), at("12:08:00"), "ad_1", "billable").await;
+    world.write_rows(|_| true).await;
+    world.load().await;
+    assert_eq!(world.waiting(), "");
+    let report = world.report(&total()).await;
+    assert_eq!((report.clicks, report.provisional_clicks), (4, 1));
+    world.windows.clear();
+    world.pass(at("12:20:00")).await;
+    assert_eq!(world.load().await, minute("12:09"), "{}", world.waiting());
+    let report = world.report(&total()).await;
+    assert_eq!((report.clicks, report.provisional_clicks), (4, 0));
+    let tables = dump(&dir.path().join("warehouse")).await;
+    assert_eq!(tables["click_corrections"].len(), 2, "{:?}", tables["click_corrections"]);
+    // With the shorter one again more minutes are complete.
+    let mut world = world.restart().await;
+    assert_eq!(world.load().await, minute("12:14"));
+    assert_eq!(world.report(&total()).await.clicks, 4);
 }
 
 #[tokio::test]

@@ -96,6 +96,7 @@ fn entry(batch: &RecordBatch, row: usize) -> std::result::Result<Entry, String> 
             .map_err(|error| json("result_positions", error))?,
         version: long("version")?,
         digest: text("digest")?,
+        totals: text("totals")?,
         quarantined: serde_json::from_str(&text("quarantined")?).map_err(|error| json("quarantined", error))?,
         finalized_at: Millis::new(long("finalized_at")? / 1000),
     })

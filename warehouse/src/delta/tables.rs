@@ -153,7 +153,7 @@ impl Name {
                 let mut columns = vec![must("number", DataType::LONG), must("kind", DataType::STRING)];
                 columns.extend([must("through", DataType::TIMESTAMP), must("version", DataType::LONG)]);
                 columns.extend(
-                    ["log_id", "positions", "result_positions", "digest", "quarantined"]
+                    ["log_id", "positions", "result_positions", "digest", "totals", "quarantined"]
                         .map(|name| must(name, DataType::STRING)),
                 );
                 columns.push(must("finalized_at", DataType::TIMESTAMP));
@@ -298,6 +298,7 @@ impl ToBatch for Entry {
             json(|row| serde_json::to_string(&row.positions)),
             json(|row| serde_json::to_string(&row.result_positions)),
             texts(rows.iter().map(|row| &*row.digest)),
+            texts(rows.iter().map(|row| &*row.totals)),
             json(|row| serde_json::to_string(&row.quarantined)),
             times(rows.iter().map(|row| Some(row.finalized_at))),
         ]

@@ -1,15 +1,16 @@
 //! Which minutes can close, and what holds them up.
 
 use super::Loader;
-use crate::closing::{Counted, Totals};
+use crate::closing::{Totals, digest};
 use crate::live::{Counts, State, add};
 use crate::open::Slot;
 use crate::sequence::Entry;
 use click::{Minute, Offsets, Verdict};
 
 impl Loader {
-    /// The next closing: as many minutes as are complete and agree, one after the other.
-    pub(super) fn closable(&self) -> Option<(Entry, Counted)> {
+    /// The next closing: as many minutes as are complete and agree, one after the other. With it what its minutes come
+    /// to in rows before its own.
+    pub(super) fn closable(&self) -> Option<(Entry, Totals)> {
         if self.stopped().is_some() {
             return None;
         }
@@ -26,8 +27,8 @@ impl Loader {
         }
         let positions = self.positions(through)?;
         let begun = self.run.begun(self.warehouse.0.clock.now(), through, positions);
-        let counted = self.counted(&begun, &live);
-        Some((begun, counted))
+        let (carried, totals) = self.counted(&begun, &live);
+        Some((Entry { totals: digest(&totals), ..begun }, carried))
     }
 
     /// Why no minute closes, though its time has come.
@@ -95,8 +96,8 @@ impl Loader {
         ))
     }
 
-    /// What was counted of a closing's minutes, in all, and without the rows that the closing itself will write.
-    fn counted(&self, begun: &Entry, live: &State) -> Counted {
+    /// What was counted of a closing's minutes, without the rows that the closing itself will write, and in all.
+    fn counted(&self, begun: &Entry, live: &State) -> (Totals, Totals) {
         let mut own = Counts::new();
         for (partition, open) in &self.run.partitions {
             for (_, slot) in open.before(begun.positions.get(*partition)) {
@@ -119,6 +120,6 @@ impl Loader {
                 }
             }
         }
-        Counted { carried, totals }
+        (carried, totals)
     }
 }

@@ -140,7 +140,13 @@ impl Run {
             status.replayed += 1;
             return;
         }
-        let (verdict, minute) = (Verdict::of(&row.verdict), row.minute());
+        let minute = row.minute();
+        let verdict = match Verdict::of(&row.verdict) {
+            // Its minute became final before it was written, when the lateness was shorter: a correction, as the closing
+            // that writes it will find too.
+            Verdict::Billable if minute < self.last.through => Verdict::Late,
+            verdict => verdict,
+        };
         let dimensions = match verdict {
             Verdict::Billable | Verdict::Late => live.dimensions.index(row.dimensions()),
             Verdict::Undecided | Verdict::NotBilled => 0,
@@ -163,6 +169,12 @@ impl Run {
                 return;
             }
         }
+        // No rule lets this be: the pipeline's lateness is not the loader's, or the row is wrong.
+        let clicked_at = row.timestamp.unwrap_or(row.appended_at).min(row.appended_at);
+        if row.verdict == "billable" && clicked_at < row.appended_at.plus(-lateness_ms) {
+            let at = format!("{}:{}:{}", row.log_id, row.log_partition, row.log_offset);
+            self.broken = Some(format!("{at} is billable, though it came too late for minute {minute}"));
+        }
         status.rows += 1;
         if let Some(count) = status.verdicts.get_mut(&*row.verdict) {
             *count += 1;
@@ -171,12 +183,6 @@ impl Run {
         }
         match verdict {
             Verdict::Billable => {
-                // No rule lets this be: the pipeline's lateness is not the loader's, or the row is wrong.
-                let clicked_at = row.timestamp.unwrap_or(row.appended_at).min(row.appended_at);
-                if minute < self.last.through || clicked_at < row.appended_at.plus(-lateness_ms) {
-                    let at = format!("{}:{}:{}", row.log_id, row.log_partition, row.log_offset);
-                    self.broken = Some(format!("{at} is billable, though it came too late for minute {minute}"));
-                }
                 add(&mut live.current, minute, dimensions, 1);
             }
             Verdict::Late => add(&mut live.late, minute, dimensions, 1),
