@@ -5,11 +5,11 @@
 //! * [`Log`], [`Consumer`]: the one trait that everything else is written against
 //! * [`partitioner`]: which partition a key belongs to, the same on every backend and for ever
 //! * [`local`]: the backend for one machine
+//! * [`kafka`]: the backend for a cluster
 //! * [`durable`]: files that are on disk when a call returns
 
-#![forbid(unsafe_code)]
-
 pub mod durable;
+pub mod kafka;
 pub mod local;
 pub mod partitioner;
 
@@ -22,6 +22,9 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
+/// Most bytes of a record's value, on every backend.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
+
 /// A topic, as a log knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
@@ -32,12 +35,25 @@ pub struct Topic {
     pub partitions: Partition,
 }
 
+impl Topic {
+    /// The partition as an index, if the topic has one of this number.
+    fn partition(&self, partition: Partition) -> Result<usize, LogError> {
+        let Topic { name, partitions, .. } = self;
+        usize::try_from(partition).ok().filter(|_| partition < *partitions).ok_or_else(|| LogError::UnknownPartition {
+            topic: name.clone(),
+            partition,
+            partitions: *partitions,
+        })
+    }
+}
+
 /// One record as it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub partition: Partition,
     pub offset: Offset,
-    /// When the log took it. Never goes back within a partition.
+    /// When the log took it. On one machine it never goes back within a partition; on Kafka a new leader's clock may
+    /// be behind the old one's, by as much as the brokers' clocks differ.
     pub appended_at: Millis,
     pub value: Bytes,
 }
@@ -74,6 +90,28 @@ pub enum LogError {
     Stopped(String),
     #[error("another process uses {}", .0.display())]
     InUse(PathBuf),
+    /// The positions that were known are in a topic that is gone: nothing of the new one may be taken for theirs.
+    #[error("topic {topic:?} was made anew: its id is {found}, and what is known of it is of id {expected}")]
+    TopicReplaced { topic: String, expected: LogId, found: LogId },
+    /// Keys would move to other partitions, and records in new partitions would not be read.
+    #[error(
+        "topic {topic:?} has {found} partitions, not {expected}: a topic keeps its number of partitions for its whole life"
+    )]
+    PartitionsChanged { topic: String, expected: Partition, found: Partition },
+    /// Compaction, transactions or a loss in the server left a hole: what was there cannot be known.
+    #[error(
+        "topic {topic:?} partition {partition}: offset {found} came where {expected} should follow; what is between is missing"
+    )]
+    Missing { topic: String, partition: Partition, expected: Offset, found: Offset },
+    #[error(
+        "topic {topic:?} does not carry the time of appending: set message.timestamp.type=LogAppendTime, as `tally topics` says"
+    )]
+    NotAppendTime { topic: String },
+    #[error("Kafka setting {name} = {given:?} is not valid: {allowed}")]
+    Setting { name: String, given: String, allowed: String },
+    /// The server did not do what was asked, or its answer did not come.
+    #[error("Kafka at {brokers}: cannot {doing}: {error}")]
+    Kafka { brokers: std::sync::Arc<str>, doing: String, error: String },
 }
 
 impl LogError {
@@ -92,7 +130,16 @@ pub trait Log: Send + Sync + 'static {
     /// Hands a record over, in the order of the calls within a partition. It is durable when the answer resolves
     /// with `Ok`; with an error, or when the answer is dropped, it may or may not have been taken.
     /// Waits for room when too much is in flight.
-    async fn append(&self, topic: &Topic, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError>;
+    ///
+    /// The partition is the caller's choice, with [`partitioner::partition_of`] the key's own. The key is for other
+    /// readers of a Kafka topic, which keeps it; the local log does not.
+    async fn append(
+        &self,
+        topic: &Topic,
+        partition: Partition,
+        key: Option<&[u8]>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError>;
 
     /// Reads every partition named in `start` from its offset on, and follows it.
     async fn consumer(&self, topic: &Topic, start: &Offsets) -> Result<Box<dyn Consumer>, LogError>;

@@ -23,7 +23,6 @@ mod topic;
 mod writer;
 
 pub use segment::PARTITIONS_MAX;
-pub use topic::RECORD_BYTES_MAX;
 
 use crate::durable::{self, File};
 use crate::{Acknowledgement, Consumer, Log, LogError, Topic};
@@ -175,8 +174,12 @@ impl LocalLog {
 
     /// The topic as it is open here, if it is the same one and not an older one of its name.
     fn open_topic(&self, topic: &Topic) -> Result<Arc<LocalTopic>, LogError> {
-        let found = self.0.find(&topic.name).filter(|found| found.topic.log_id == topic.log_id);
-        found.ok_or_else(|| LogError::UnknownTopic(format!("{} of log id {}", topic.name, topic.log_id)))
+        let found = self.0.find(&topic.name).ok_or_else(|| LogError::UnknownTopic(topic.name.clone()))?;
+        if found.topic.log_id != topic.log_id {
+            let (topic, expected, found) = (topic.name.clone(), topic.log_id, found.topic.log_id);
+            return Err(LogError::TopicReplaced { topic, expected, found });
+        }
+        Ok(found)
     }
 }
 
@@ -244,7 +247,13 @@ impl Log for LocalLog {
         }
     }
 
-    async fn append(&self, topic: &Topic, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError> {
+    async fn append(
+        &self,
+        topic: &Topic,
+        partition: Partition,
+        _key: Option<&[u8]>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError> {
         self.open_topic(topic)?.append(partition, value).await
     }
 

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used)]
 
 #[allow(dead_code)]
+#[path = "log/conformance.rs"]
+mod conformance;
+#[allow(dead_code)]
 #[path = "log/support.rs"]
 mod support;
 
 use click::SystemClock;
+use conformance::read_all;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use support::{PARTITIONS, TOPIC, read_all};
+use support::{PARTITIONS, TOPIC};
 use tally_log::Log;
 use tally_log::local::{LocalLog, Settings};
 
@@ -29,7 +33,7 @@ async fn child_that_appends() {
                 for n in 0_u64.. {
                     let value = format!("{} {i} {n} {}", std::process::id(), "x".repeat((n % 700) as usize));
                     let appended =
-                        log.append(&topic, i % PARTITIONS, value.clone().into()).await.unwrap().await.unwrap();
+                        log.append(&topic, i % PARTITIONS, None, value.clone().into()).await.unwrap().await.unwrap();
                     // One write a line, so that a kill does not cut it.
                     println!("acknowledged {} {} {value}", appended.partition, appended.offset);
                 }

@@ -1,7 +1,7 @@
 //! Hands events to the log and waits until they are durable, but not for ever.
 
 use bytes::Bytes;
-use click::{Millis, Partition};
+use click::{ImpressionId, Millis, Partition};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,11 +50,11 @@ impl Appender {
     /// because its client has gone, the append goes on: the click was made, and if the log takes it, it counts.
     ///
     /// A crash before the log's answer leaves the record whole in the log or not at all, and the click unanswered.
-    pub async fn click(self: &Arc<Self>, partition: Partition, at: Millis, value: Bytes) -> Answer {
+    pub async fn click(self: &Arc<Self>, partition: Partition, key: ImpressionId, at: Millis, value: Bytes) -> Answer {
         let Ok(permit) = self.in_flight.clone().try_acquire_owned() else {
             return self.noted(partition, at, Err(AppendError::TooManyInFlight(self.in_flight_max)));
         };
-        let sending = Sending(Some(Box::pin(self.clone().send(partition, at, value, permit))));
+        let sending = Sending(Some(Box::pin(self.clone().send(partition, key, at, value, permit))));
         match tokio::time::timeout(self.wait, sending).await {
             Ok(answer) => answer,
             Err(_) => self.noted(partition, at, Err(AppendError::TimedOut(self.wait))),
@@ -64,22 +64,24 @@ impl Appender {
     async fn send(
         self: Arc<Self>,
         partition: Partition,
+        key: ImpressionId,
         at: Millis,
         value: Bytes,
         _permit: OwnedSemaphorePermit,
     ) -> Answer {
-        let answer = self.hand_over(partition, value).await;
+        let answer = self.hand_over(partition, Some(&key), value).await;
         self.noted(partition, at, answer)
     }
 
     /// Appends a heartbeat. One that is not answered in time is dropped: the next one says more.
     pub async fn heartbeat(&self, partition: Partition, at: Millis, value: Bytes) -> Answer {
-        let answer = tokio::time::timeout(self.wait, self.hand_over(partition, value)).await;
+        let answer = tokio::time::timeout(self.wait, self.hand_over(partition, None, value)).await;
         self.noted(partition, at, answer.unwrap_or(Err(AppendError::TimedOut(self.wait))))
     }
 
-    async fn hand_over(&self, partition: Partition, value: Bytes) -> Answer {
-        Ok(self.log.append(&self.topic, partition, value).await?.await?)
+    async fn hand_over(&self, partition: Partition, key: Option<&ImpressionId>, value: Bytes) -> Answer {
+        let key = key.map(|key| key.as_str().as_bytes());
+        Ok(self.log.append(&self.topic, partition, key, value).await?.await?)
     }
 
     /// Remembers how an append ended, for heartbeats and for readiness. Only a change is worth a line of the

@@ -207,14 +207,15 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
         (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
     };
     if request.method != Method::HEAD {
-        let partition = partition_of(url.impression_id.as_str().as_bytes(), service.appender().topic.partitions);
+        let key = url.impression_id.clone();
+        let partition = partition_of(key.as_str().as_bytes(), service.appender().topic.partitions);
         let event = service.event(click_id, at, url, peer.ip(), &request.headers, invalid_reason).await;
         let json = serde_json::to_vec(&Event::Click(event))
             .expect("an event has string keys and no value that JSON cannot hold");
         // A crash before this line: the click is neither recorded nor answered. A crash within: it is recorded or
         // not, and not answered. In both cases the browser sees a failure, and a retry is another click of the same
         // impression, of which one is counted.
-        if service.appender().click(partition, at, Bytes::from(json)).await.is_err() {
+        if service.appender().click(partition, key, at, Bytes::from(json)).await.is_err() {
             service.0.failures.fetch_add(1, Ordering::Relaxed);
             response = Problem::not_recorded().into_response();
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);

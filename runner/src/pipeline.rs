@@ -157,7 +157,7 @@ impl Pipeline {
             {
                 oldest.await?;
             }
-            self.in_flight.push_back(self.log.append(topic, to, value).await?);
+            self.in_flight.push_back(self.log.append(topic, to, None, value).await?);
         }
         Ok(())
     }

@@ -14,6 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod kafka;
+
 /// Answers `None` after saying that a test is skipped, and why; panics where every service must be there.
 pub fn skip<T>(service: &str, why: &str) -> Option<T> {
     let required = std::env::var("TALLY_SERVICES").is_ok_and(|value| value == "required");
@@ -56,7 +58,9 @@ impl Server {
         let file = std::fs::File::options().create(true).append(true).open(output);
         let file = file.unwrap_or_else(|error| panic!("cannot write {}: {error}", output.display()));
         let again = file.try_clone().expect("a file can be opened twice");
-        let child = command.stdin(Stdio::null()).stdout(file).stderr(again).spawn();
+        // A pipe that nobody writes to: it is closed when this process ends, however it ends, and a server may take that
+        // for its own end.
+        let child = command.stdin(Stdio::piped()).stdout(file).stderr(again).spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let mut server = Server { child, port };
         let until = Instant::now() + wait;

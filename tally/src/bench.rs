@@ -107,9 +107,9 @@ impl PipelineBench {
             });
             let value = serde_json::to_vec(&event)?;
             bytes += value.len() as u64;
-            let partition =
-                tally_log::partitioner::partition_of(format!("imp_bench_{impression}").as_bytes(), clicks.partitions);
-            in_flight.push_back(log.append(clicks, partition, Bytes::from(value)).await?);
+            let key = format!("imp_bench_{impression}");
+            let partition = tally_log::partitioner::partition_of(key.as_bytes(), clicks.partitions);
+            in_flight.push_back(log.append(clicks, partition, Some(key.as_bytes()), Bytes::from(value)).await?);
             if in_flight.len() > 10_000
                 && let Some(oldest) = in_flight.pop_front()
             {

@@ -115,7 +115,7 @@ async fn a_raw_row_that_changed_on_its_way_is_seen() {
     let half = world.rows[1].json.to_string();
     world.write_rows(|row| row.position != (0, 1)).await;
     let raw = world.log.topic("raw_clicks").await.unwrap();
-    world.log.append(&raw, 0, half.into_bytes()[..100].to_vec().into()).await.unwrap().await.unwrap();
+    world.log.append(&raw, 0, None, half.into_bytes()[..100].to_vec().into()).await.unwrap().await.unwrap();
     world.write_minutes(at("12:07:30")).await;
     assert_eq!(world.load().await, minute("11:54"));
     assert_eq!(world.warehouse.status().unreadable, 1);

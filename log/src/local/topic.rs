@@ -8,16 +8,13 @@ use super::recover::Recovered;
 use super::segment::{self, Place, Segment, damaged};
 use super::writer::Writer;
 use crate::durable::{self, File};
-use crate::{Acknowledgement, Appended, LogError, Topic};
+use crate::{Acknowledgement, Appended, LogError, RECORD_BYTES_MAX, Topic};
 use bytes::Bytes;
 use click::{Clock, Millis, Offset, Offsets, Partition};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-
-/// Most bytes of a record's value.
-pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes that a record in flight counts for beside its value: those around it in memory, and no fewer than those
 /// before it in its group, so that all that is in flight fits one group.
@@ -107,18 +104,8 @@ impl LocalTopic {
         (topic, writer)
     }
 
-    /// The partition as an index, if there is one of this number.
-    pub fn partition(&self, partition: Partition) -> Result<usize, LogError> {
-        let Topic { name, partitions, .. } = &self.topic;
-        usize::try_from(partition).ok().filter(|_| partition < *partitions).ok_or_else(|| LogError::UnknownPartition {
-            topic: name.clone(),
-            partition,
-            partitions: *partitions,
-        })
-    }
-
     pub async fn append(&self, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError> {
-        let partition = self.partition(partition)?;
+        let partition = self.topic.partition(partition)?;
         if value.len() > RECORD_BYTES_MAX {
             return Err(LogError::TooLarge { bytes: value.len(), bytes_max: RECORD_BYTES_MAX });
         }
@@ -140,7 +127,7 @@ impl LocalTopic {
     }
 
     pub fn held(&self, partition: Partition) -> Result<Range<Offset>, LogError> {
-        let partition = self.partition(partition)?;
+        let partition = self.topic.partition(partition)?;
         // In this order, so that the end is never before the first, whatever is removed and appended in between.
         let first = self.segments().first().start.next[partition];
         Ok(first..self.end.borrow().place.next[partition])
@@ -158,7 +145,7 @@ impl LocalTopic {
     pub fn consumer(self: Arc<Self>, start: &Offsets) -> Result<LocalConsumer, LogError> {
         let mut next = vec![None; self.topic.partitions as usize];
         for (partition, offset) in start.iter() {
-            let i = self.partition(partition)?;
+            let i = self.topic.partition(partition)?;
             let held = self.held(partition)?;
             if offset < held.start || offset > held.end {
                 return Err(self.out_of_range(i, offset)?);
@@ -180,7 +167,7 @@ impl LocalTopic {
 
     /// The first offset of the partition that was appended at or after `at`.
     pub fn offset_at(&self, partition: Partition, at: Millis) -> Result<Offset, LogError> {
-        let partition = self.partition(partition)?;
+        let partition = self.topic.partition(partition)?;
         let before = |place: &Place| place.time < at;
         let (segment, file, index) = self.find(|segment| before(&segment.start))?;
         let i = index.partition_point(before).saturating_sub(1);

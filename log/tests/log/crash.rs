@@ -1,6 +1,7 @@
 //! A process or a machine that dies: what was acknowledged is there, and what was half written is cut off and told.
 
-use crate::support::{Crashed, TOPIC, TestLog, read_all, values};
+use crate::conformance::{read_all, values};
+use crate::support::{Crashed, TOPIC, TestLog};
 use click::Millis;
 use std::fs;
 use tally_log::Log;
@@ -29,7 +30,7 @@ async fn expect(crashed: &Crashed, repair: Option<(u64, u64)>, records: usize) {
     let topic = log.topic(TOPIC).await.unwrap();
     let read = read_all(&log, &topic).await.unwrap();
     assert_eq!(values(&read[0]), (0..records).map(|n| vec![b'a' + n as u8; 10 + n]).collect::<Vec<_>>());
-    let next = log.append(&topic, 0, "next".into()).await.unwrap().await.unwrap();
+    let next = log.append(&topic, 0, None, "next".into()).await.unwrap().await.unwrap();
     assert_eq!((next.offset, next.appended_at), (records as i64, Millis::new(1_000)));
     drop(log);
     let (log, repairs) = crashed.open().unwrap();
@@ -100,7 +101,7 @@ async fn a_roll_that_was_not_finished_is_finished() {
         let (log, repaired) = crashed.open().unwrap();
         assert_eq!(repaired.len(), repairs);
         let topic = log.topic(TOPIC).await.unwrap();
-        log.append(&topic, 0, "next".into()).await.unwrap().await.unwrap();
+        log.append(&topic, 0, None, "next".into()).await.unwrap().await.unwrap();
         assert_eq!(read_all(&log, &topic).await.unwrap()[0].len(), appended + 1);
     };
     let manifest = |crashed: &Crashed, from: &str, to: &str| {

@@ -1,6 +1,7 @@
 //! Damage is named, with file and byte, and nothing is cut for it.
 
-use crate::support::{Crashed, TOPIC, TestLog, closed, flip, read_all};
+use crate::conformance::read_all;
+use crate::support::{Crashed, TOPIC, TestLog, closed, flip};
 use std::fs;
 use tally_log::{Log, LogError};
 

@@ -1,14 +1,26 @@
-//! Order, times, retention, and that what was appended is what is read.
+//! The local log: that it conforms, also after a restart; times that are set by hand; retention by segments.
 
-use crate::support::{PARTITIONS, TOPIC, TestLog, read_all, values};
-use bytes::Bytes;
-use click::{Millis, Offsets};
+use crate::conformance::{append_and_read, conformance, values};
+use crate::support::{PARTITIONS, TOPIC, TestLog};
+use click::{Millis, Offsets, SystemClock};
 use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
-use tally_log::local::{LocalLog, RECORD_BYTES_MAX};
-use tally_log::partitioner::partition_of;
+use tally_log::local::{LocalLog, Settings};
 use tally_log::{Log, LogError};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_local_log_conforms() {
+    for segment_bytes_max in [2_000, 50_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings { segment_bytes_max, ..Settings::default() };
+        let (log, repairs) = LocalLog::open(dir.path(), settings, Arc::new(SystemClock)).unwrap();
+        assert_eq!(repairs, []);
+        let topic = log.create_topic(TOPIC, PARTITIONS).await.unwrap();
+        let log: Arc<dyn Log> = Arc::new(log);
+        conformance(&log, &topic).await;
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
@@ -22,24 +34,10 @@ proptest! {
         runtime.block_on(async {
             let mut test = TestLog::new(segment_bytes_max).await;
             let mut expected = vec![Vec::new(); PARTITIONS as usize];
-            for (round, records) in rounds.iter().enumerate() {
-                let mut answers = Vec::new();
-                for (partition, bytes) in records {
-                    let value = Bytes::from(vec![*bytes as u8 ^ round as u8; *bytes]);
-                    answers.push(test.log.append(&test.topic, *partition, value.clone()).await.unwrap());
-                    expected[*partition as usize].push(value);
-                }
-                for answer in answers {
-                    answer.await.unwrap();
-                }
-                for _ in 0..2 {
-                    let read = read_all(&test.log, &test.topic).await.unwrap();
-                    for (read, expected) in read.iter().zip(&expected) {
-                        assert_eq!(values(read), expected.iter().map(|value| &value[..]).collect::<Vec<_>>());
-                        assert!(read.iter().enumerate().all(|(i, record)| record.offset == i as i64));
-                    }
-                    test = test.reopen();
-                }
+            for records in &rounds {
+                append_and_read(&test.log, &test.topic, records, &mut expected).await;
+                test = test.reopen();
+                append_and_read(&test.log, &test.topic, &[], &mut expected).await;
             }
         });
     }
@@ -118,38 +116,6 @@ async fn what_is_too_old_is_removed_in_whole_segments() {
     assert!(matches!(test.log.retain("other", Millis::new(0)).await, Err(LogError::UnknownTopic(_))));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_key_keeps_its_order_among_many_appenders() {
-    let test = Arc::new(TestLog::new(50_000).await);
-    let (keys, each) = (64, 30);
-    let appenders: Vec<_> = (0..keys)
-        .map(|key| {
-            let test = test.clone();
-            tokio::spawn(async move {
-                let partition = partition_of(format!("key {key}").as_bytes(), PARTITIONS);
-                let mut offsets = Vec::new();
-                for n in 0..each {
-                    offsets.push(test.append(partition, format!("{key} {n}")).await.offset);
-                }
-                assert!(offsets.is_sorted());
-                (partition, offsets)
-            })
-        })
-        .collect();
-    let mut acknowledged = Vec::new();
-    for (key, appender) in appenders.into_iter().enumerate() {
-        acknowledged.push((key, appender.await.unwrap()));
-    }
-    let records = read_all(&test.log, &test.topic).await.unwrap();
-    assert_eq!(records.iter().map(Vec::len).sum::<usize>(), keys * each);
-    for (key, (partition, offsets)) in acknowledged {
-        for (n, offset) in offsets.into_iter().enumerate() {
-            let record = &records[partition as usize][offset as usize];
-            assert_eq!((record.offset, &record.value[..]), (offset, format!("{key} {n}").as_bytes()));
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_folder_has_one_log_and_a_topic_one_life() {
     let test = TestLog::new(1_000).await;
@@ -173,28 +139,6 @@ async fn a_folder_has_one_log_and_a_topic_one_life() {
     assert_eq!(test.log.topic("other-topic").await.unwrap(), other);
     // A topic that was made anew elsewhere has another id: nothing goes into the wrong one.
     let stranger = TestLog::new(1_000).await;
-    let refused = test.log.append(&stranger.topic, 0, "x".into()).await.err().unwrap();
-    assert!(matches!(refused, LogError::UnknownTopic(_)), "{refused}");
-}
-
-#[tokio::test]
-async fn a_record_may_be_as_large_as_is_said_and_no_larger() {
-    let test = TestLog::new(1_000).await;
-    test.append(0, vec![7; RECORD_BYTES_MAX]).await;
-    test.append(0, "").await;
-    let error = test.log.append(&test.topic, 0, vec![7; RECORD_BYTES_MAX + 1].into()).await.err().unwrap();
-    assert_eq!(error.to_string(), "a record of 1048577 bytes is larger than 1048576");
-    // More than is read at once, in one group.
-    let mut answers = Vec::new();
-    for n in 0..20 {
-        answers.push(test.log.append(&test.topic, 1, vec![n; RECORD_BYTES_MAX].into()).await.unwrap());
-    }
-    for answer in answers {
-        answer.await.unwrap();
-    }
-    let test = test.reopen();
-    let records = read_all(&test.log, &test.topic).await.unwrap();
-    assert_eq!(values(&records[0]), [&vec![7; RECORD_BYTES_MAX][..], b""]);
-    assert!(records[1].iter().enumerate().all(|(n, record)| record.value[..] == vec![n as u8; RECORD_BYTES_MAX]));
-    assert_eq!(records[1].len(), 20);
+    let refused = test.log.append(&stranger.topic, 0, None, "x".into()).await.err().unwrap();
+    assert!(matches!(refused, LogError::TopicReplaced { .. }), "{refused}");
 }

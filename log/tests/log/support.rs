@@ -1,12 +1,11 @@
 //! What the tests share.
 
 use bytes::Bytes;
-use click::{Clock, ManualClock, Millis, Offsets, Partition};
+use click::{Clock, ManualClock, Millis, Partition};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tally_log::local::{LocalLog, Repair, Settings};
-use tally_log::{Appended, Log, LogError, Record, Topic};
+use tally_log::{Appended, Log, LogError, Topic};
 
 pub const PARTITIONS: Partition = 4;
 pub const TOPIC: &str = "clicks";
@@ -42,7 +41,7 @@ impl TestLog {
 
     /// Appends one record and waits until it is durable: a group of its own.
     pub async fn append(&self, partition: Partition, value: impl Into<Bytes>) -> Appended {
-        self.log.append(&self.topic, partition, value.into()).await.unwrap().await.unwrap()
+        self.log.append(&self.topic, partition, None, value.into()).await.unwrap().await.unwrap()
     }
 
     /// What the disk holds at this moment, as a process that dies now leaves it. No segment may be about to be full:
@@ -101,31 +100,4 @@ pub fn flip(path: &Path, at: usize, bit: u8) {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[at] ^= 1 << bit;
     std::fs::write(path, bytes).unwrap();
-}
-
-/// Everything that is held, by partition.
-pub async fn read_all(log: &dyn Log, topic: &Topic) -> Result<Vec<Vec<Record>>, LogError> {
-    let mut start = Offsets::default();
-    let mut left = 0;
-    for partition in 0..topic.partitions {
-        let held = log.held(topic, partition).await?;
-        start.set(partition, held.start);
-        left += held.end - held.start;
-    }
-    let mut consumer = log.consumer(topic, &start).await?;
-    let mut records = vec![Vec::new(); topic.partitions as usize];
-    while left > 0 {
-        let batch = consumer.poll(1_000, Duration::from_secs(10)).await?;
-        assert!(!batch.is_empty(), "{left} records never came");
-        left -= batch.len() as i64;
-        for record in batch {
-            records[record.partition as usize].push(record);
-        }
-    }
-    Ok(records)
-}
-
-/// The values, in order.
-pub fn values(records: &[Record]) -> Vec<&[u8]> {
-    records.iter().map(|record| &record.value[..]).collect()
 }

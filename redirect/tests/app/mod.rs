@@ -82,7 +82,13 @@ impl Log for TestLog {
         Ok(TestLog::topic(self))
     }
 
-    async fn append(&self, _: &Topic, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError> {
+    async fn append(
+        &self,
+        _: &Topic,
+        partition: Partition,
+        _: Option<&[u8]>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError> {
         self.asked.send_modify(|asked| *asked += 1);
         let mut mode = self.mode.subscribe();
         let stopped = LogError::Stopped("the disk is full".into());

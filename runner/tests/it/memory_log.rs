@@ -51,7 +51,13 @@ impl Log for MemoryLog {
         Ok(Topic { name: name.to_string(), log_id: log_id(), partitions: PARTITIONS })
     }
 
-    async fn append(&self, topic: &Topic, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError> {
+    async fn append(
+        &self,
+        topic: &Topic,
+        partition: Partition,
+        _: Option<&[u8]>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError> {
         let appended_at = Millis::new(0);
         let offset = self.put(&topic.name, partition, appended_at, value);
         Ok(Box::pin(async move { Ok(Appended { partition, offset, appended_at }) }))

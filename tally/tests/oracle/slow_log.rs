@@ -34,7 +34,13 @@ impl Log for SlowLog {
         self.inner.topic(name).await
     }
 
-    async fn append(&self, topic: &Topic, partition: Partition, value: Bytes) -> Result<Acknowledgement, LogError> {
+    async fn append(
+        &self,
+        topic: &Topic,
+        partition: Partition,
+        _: Option<&[u8]>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError> {
         let until = self.clock.now().get() + self.held_for(&value);
         let (inner, topic, mut time) = (self.inner.clone(), topic.clone(), self.time.subscribe());
         Ok(Box::pin(async move {
@@ -43,7 +49,7 @@ impl Log for SlowLog {
             if *time.borrow() == DEAD {
                 return Err(LogError::Stopped("the redirect was killed".into()));
             }
-            inner.append(&topic, partition, value).await?.await
+            inner.append(&topic, partition, None, value).await?.await
         }))
     }
 

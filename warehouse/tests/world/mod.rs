@@ -98,7 +98,7 @@ impl World {
     }
 
     async fn append(&self, topic: &Topic, partition: Partition, value: Vec<u8>) -> Offset {
-        self.log.append(topic, partition, value.into()).await.unwrap().await.unwrap().offset
+        self.log.append(topic, partition, None, value.into()).await.unwrap().await.unwrap().offset
     }
 
     /// Appends a record to the log at an append time, and says where it stands.

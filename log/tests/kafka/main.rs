@@ -1,0 +1,11 @@
+//! The log on a real Kafka. A binary of its own, since it starts processes: see `kill.rs`.
+#![allow(clippy::unwrap_used)]
+
+mod appending;
+#[allow(dead_code)]
+#[path = "../log/conformance.rs"]
+mod conformance;
+mod faults;
+mod replaced;
+mod support;
+mod topics;
