@@ -121,6 +121,12 @@ impl Appender {
         })
     }
 
+    /// Clicks that were handed over and have no answer yet.
+    pub fn in_flight(&self) -> u32 {
+        let free = u32::try_from(self.in_flight.available_permits()).unwrap_or(u32::MAX);
+        self.in_flight_max.saturating_sub(free)
+    }
+
     /// Waits until every click that was handed over has its answer.
     pub async fn drained(&self) {
         // Fails only when the semaphore is closed, which nobody does.

@@ -29,9 +29,11 @@
 mod append;
 pub mod catalog;
 mod client;
+pub mod config;
 mod heartbeat;
 pub mod ip_hash;
 pub mod landing_page;
+pub mod metrics;
 mod problem;
 pub mod seen;
 mod server;

@@ -16,10 +16,11 @@ use axum::routing::any;
 use axum::{Json, Router};
 use bytes::Bytes;
 use click::{Click, ClickId, Clock, Event, InvalidReason, Millis};
+use serving::metrics::Histogram;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tally_log::partitioner::partition_of;
 use tally_log::{Log, Topic};
 
@@ -46,6 +47,8 @@ struct Parts {
     ip_hasher: IpHasher,
     settings: Settings,
     seen: Arc<dyn SeenBefore>,
+    /// Seconds from a click's arrival to its answer, if somebody asked for them.
+    answer_seconds: OnceLock<Histogram>,
     clicks_answered: AtomicU64,
     prefetches: AtomicU64,
     refused: AtomicU64,
@@ -86,6 +89,7 @@ impl Service {
             ip_hasher: IpHasher::new(secret),
             settings,
             seen,
+            answer_seconds: OnceLock::new(),
             clicks_answered: AtomicU64::new(0),
             prefetches: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -114,6 +118,21 @@ impl Service {
             refused: read(refused),
             failures: read(failures),
         }
+    }
+
+    /// Observes the time of every answer to a click from now on. The first histogram stays.
+    pub fn observe_answers(&self, seconds: Histogram) {
+        let _ = self.0.answer_seconds.set(seconds);
+    }
+
+    /// Clicks that were handed to the log and have no answer of it yet.
+    pub fn appends_in_flight(&self) -> u32 {
+        self.0.appender.in_flight()
+    }
+
+    /// Whether clicks are recorded now; if not, why.
+    pub fn ready(&self) -> Result<(), &'static str> {
+        if self.0.appender.is_failing() { Err("the last append failed") } else { Ok(()) }
     }
 
     /// What it was configured with.
@@ -170,6 +189,7 @@ impl Service {
 async fn click(State(service): State<Service>, request: Request) -> Response {
     // The one and only time of the click. Nothing in the request is asked about it.
     let at = service.now();
+    let arrived = service.0.answer_seconds.get().map(|seconds| (seconds, Instant::now()));
     let (request, body) = request.into_parts();
     let is_post = request.method == Method::POST;
     if !is_post && request.method != Method::GET && request.method != Method::HEAD {
@@ -228,6 +248,9 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
             drain(body).await;
         }
     }
+    if let Some((seconds, arrived)) = arrived {
+        seconds.observe(arrived.elapsed().as_secs_f64());
+    }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, NO_STORE);
     headers.insert(
@@ -256,9 +279,9 @@ async fn readyz(State(service): State<Service>, method: Method) -> Response {
     if let Some(refused) = reads(&service, &method) {
         return refused;
     }
-    let ready = !service.appender().is_failing();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let log = if ready { "ok" } else { "the last append failed" };
+    let ready = service.ready();
+    let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let (ready, log) = (ready.is_ok(), ready.err().unwrap_or("ok"));
     let body = Json(serde_json::json!({ "ready": ready, "log": log, "signatures": UNSIGNED }));
     (status, [(header::CACHE_CONTROL, NO_STORE)], body).into_response()
 }

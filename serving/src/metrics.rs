@@ -2,10 +2,12 @@
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
+pub use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// The type of the text that [`Metrics::text`] writes.
@@ -53,6 +55,16 @@ impl<F: Fn(&mut Scrape<'_>) -> fmt::Result + Send + Sync + 'static> Collector fo
     }
 }
 
+/// One number of a family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub is_counter: bool,
+    pub labels: Vec<(&'static str, String)>,
+    pub value: f64,
+}
+
 /// One scrape, as it is written.
 pub struct Scrape<'a>(DescriptorEncoder<'a>);
 
@@ -91,6 +103,30 @@ impl Scrape<'_> {
         self.family(name, help, label, metrics)
     }
 
+    /// Samples of several families, in any order.
+    pub fn samples(&mut self, samples: impl IntoIterator<Item = Sample>) -> fmt::Result {
+        let mut families = BTreeMap::<&str, Vec<Sample>>::new();
+        for sample in samples {
+            families.entry(sample.name).or_default().push(sample);
+        }
+        for (name, samples) in families {
+            let Some(first) = samples.first() else { continue };
+            let (name, kind) = match first.is_counter {
+                true => (name.trim_end_matches("_total"), MetricType::Counter),
+                false => (name, MetricType::Gauge),
+            };
+            let mut encoder = self.0.encode_descriptor(name, first.help.trim_end_matches('.'), None, kind)?;
+            for sample in &samples {
+                let of = encoder.encode_family(&sample.labels)?;
+                match sample.is_counter {
+                    true => ConstCounter::new(sample.value).encode(of)?,
+                    false => ConstGauge::new(sample.value).encode(of)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn one(&mut self, name: &str, help: &str, metric: &impl EncodeMetric) -> fmt::Result {
         metric.encode(self.0.encode_descriptor(name, help, None, metric.metric_type())?)
     }
@@ -126,6 +162,18 @@ mod tests {
             scrape.counter("tally_test_clicks", "Clicks", 7)?;
             scrape.gauge("tally_test_open_rows", "Rows", 1.5)?;
             scrape.counters("tally_test_rows", "Rows", "verdict", [("bill\"able", 3), ("late", 1)])?;
+            let sample = |name, is_counter, of: &str, value| Sample {
+                name,
+                help: "Help.",
+                is_counter,
+                labels: vec![("of", of.to_string())],
+                value,
+            };
+            scrape.samples([
+                sample("tally_test_sent_total", true, "a", 1.0),
+                sample("tally_test_queued", false, "a", 2.0),
+                sample("tally_test_sent_total", true, "b", 3.0),
+            ])?;
             scrape.counters("tally_test_none", "None", "verdict", [("", 0); 0])
         });
         let page = metrics.text().unwrap();
@@ -134,6 +182,8 @@ mod tests {
             "# TYPE tally_test_clicks counter\n",
             "tally_test_clicks_total 7\n",
             "tally_test_open_rows 1.5\n",
+            "tally_test_sent_total{of=\"a\"} 1.0\ntally_test_sent_total{of=\"b\"} 3.0\n",
+            "tally_test_queued{of=\"a\"} 2.0\n",
             "tally_test_rows_total{verdict=\"bill\\\"able\"} 3\n",
         ] {
             assert!(page.contains(line), "{line} in {page}");

@@ -1,0 +1,139 @@
+//! The configuration of `tally-redirect`.
+
+use crate::seen::redis::RedisSettings;
+use crate::settings::Settings;
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use serving::config::duration;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+use tally_log::kafka;
+
+/// The configuration file, TOML. What it does not name keeps its default.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where browsers come in.
+    pub listen: SocketAddr,
+    /// Where operators look: `/healthz`, `/readyz`, `/metrics`. Not for the public.
+    pub admin_listen: SocketAddr,
+    /// The ads, CSV.
+    pub catalog: PathBuf,
+    /// What hashes of client addresses are made with; every redirect has the same. A secret: set it by its variable.
+    pub ip_hash_key: String,
+    pub log: Store,
+    pub topic: String,
+    /// How long an answer waits for the log.
+    #[serde(deserialize_with = "duration")]
+    pub append_wait: Duration,
+    /// Peers that may speak for a client in `X-Forwarded-For` and in the country header.
+    pub trusted_proxies: Vec<IpAddr>,
+    /// Header in which a trusted proxy names the client's country.
+    pub country_header: String,
+    /// Connections that may be open at once.
+    pub connections_max: usize,
+    pub seen: Seen,
+    pub kafka: kafka::Settings,
+}
+
+/// Which log clicks go to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Store {
+    Kafka,
+    /// Files in a folder of this machine, of `kafka.partitions` partitions when they are made.
+    Local {
+        dir: PathBuf,
+    },
+}
+
+/// The seen-before hint.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Seen {
+    /// The Redis that all redirects share; without one each remembers for itself.
+    pub url: Option<String>,
+    /// How long an impression counts as seen.
+    #[serde(deserialize_with = "duration")]
+    pub horizon: Duration,
+    /// How long a click waits for Redis.
+    #[serde(deserialize_with = "duration")]
+    pub wait: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Config {
+            listen: loopback(8080),
+            admin_listen: loopback(9080),
+            catalog: "catalog/sample.csv".into(),
+            ip_hash_key: String::new(),
+            log: Store::Kafka,
+            topic: "clicks".into(),
+            append_wait: Settings::default().append_wait,
+            trusted_proxies: Vec::new(),
+            country_header: "X-Country".into(),
+            connections_max: Settings::default().connections_max,
+            seen: Seen::default(),
+            kafka: kafka::Settings::default(),
+        }
+    }
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Seen { url: None, horizon: Duration::from_secs(86_400), wait: Duration::from_millis(3) }
+    }
+}
+
+impl Config {
+    /// What the service is told of it.
+    ///
+    /// # Errors
+    ///
+    /// Names the key that cannot be so.
+    pub fn settings(&self) -> Result<Settings> {
+        let wait = self.seen.wait;
+        let seen_wait = Settings::default().seen_wait.max(wait + Duration::from_millis(2));
+        ensure!(wait <= Duration::from_millis(50), "seen.wait is {wait:?}: at most 50ms, which a browser waits too");
+        ensure!(self.connections_max > 0, "connections_max is 0: at least 1");
+        ensure!(
+            (Duration::from_millis(1)..=Duration::from_secs(60)).contains(&self.append_wait),
+            "append_wait is {:?}: 1ms to 1m",
+            self.append_wait
+        );
+        Ok(Settings {
+            append_wait: self.append_wait,
+            seen_wait,
+            trusted_proxies: self.trusted_proxies.clone(),
+            country_header: Some(self.country_header.parse().context("country_header")?),
+            connections_max: self.connections_max,
+            ..Settings::default()
+        })
+    }
+
+    /// How the shared hint is asked for, if there is one.
+    pub fn redis_settings(&self) -> Option<RedisSettings> {
+        let Seen { url, horizon, wait } = &self.seen;
+        url.as_ref().map(|url| RedisSettings { horizon: *horizon, wait: *wait, ..RedisSettings::new(url) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commented_file_says_the_defaults() {
+        let config: Config = serving::config::read(
+            Some(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/redirect.toml")),
+            "NONE_",
+            Vec::new(),
+        )
+        .unwrap();
+        assert_eq!(config, Config::default());
+        config.settings().unwrap();
+    }
+}
