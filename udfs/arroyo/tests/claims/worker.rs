@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -27,7 +27,10 @@ pub fn library(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let examples = test.parent().unwrap().parent().unwrap().join("examples");
     let library = examples.join(format!("{}{name}{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX));
-    assert!(library.is_file(), "run `cargo test` without naming a test: no {}", library.display());
+    let written = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src").join(name).with_extension("rs");
+    let is_built = written(&library) >= written(&source);
+    assert!(is_built, "run `cargo test` without naming a test: {} is old", library.display());
     library
 }
 
@@ -69,9 +72,13 @@ impl Worker {
         self.stdin.write_all(lines.as_bytes()).unwrap();
     }
 
-    /// Stops an operator, as a restart of its pipeline does within a process. It has been asked for nothing then.
-    pub fn stop_operator(&mut self, operator: usize) {
-        writeln!(self.stdin, "{operator}\tstop").unwrap();
+    /// Stops operators, as a restart of their pipeline does within a process. What they have not answered they never
+    /// will; nothing may be answered meanwhile.
+    pub fn stop_operators(&mut self, operators: std::ops::Range<usize>) {
+        for operator in operators {
+            writeln!(self.stdin, "{operator}\tstop").unwrap();
+        }
+        self.asked = self.answers().values().map(Vec::len).sum();
     }
 
     /// Waits until everything that was asked for is answered.
