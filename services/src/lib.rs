@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod clickhouse;
+pub mod kafka;
 pub mod redis;
 
 use std::ffi::OsStr;
@@ -13,8 +15,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
-
-pub mod kafka;
 
 /// Answers `None` after saying that a test is skipped, and why; panics where every service must be there.
 pub fn skip<T>(service: &str, why: &str) -> Option<T> {
