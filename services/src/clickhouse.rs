@@ -55,17 +55,18 @@ impl ClickHouse {
         let address = self.url.trim_start_matches("http://");
         let asked = TcpStream::connect(address).and_then(|mut stream| {
             stream.set_read_timeout(Some(STATEMENT_TIMEOUT))?;
-            let user = self.user.as_ref().map(|(user, password)| {
-                format!("X-ClickHouse-User: {user}\r\nX-ClickHouse-Key: {password}\r\n")
-            });
+            let user = self
+                .user
+                .as_ref()
+                .map(|(user, password)| format!("X-ClickHouse-User: {user}\r\nX-ClickHouse-Key: {password}\r\n"));
             let (user, length) = (user.unwrap_or_default(), statement.len());
             // In version 1.0 an answer comes as it is, and ends with the connection.
             let head = format!("POST / HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n{user}\r\n");
             stream.write_all(head.as_bytes())?;
             stream.write_all(statement.as_bytes())?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            Ok(answer)
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer)?;
+            Ok(String::from_utf8_lossy(&answer).into_owned())
         });
         let answer = asked.unwrap_or_else(|error| panic!("{}: {error}: {statement}", self.url));
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));

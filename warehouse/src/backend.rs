@@ -64,6 +64,31 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The tables as they are now; `last` is the number of the last entry that counts.
     async fn view(&self, last: u64) -> Result<Arc<dyn View>>;
+
+    /// Whether readers in other processes learn of counts that are not final from the tables.
+    fn publishes(&self) -> bool {
+        false
+    }
+
+    /// Publishes them for such readers, all at once or not at all. Needs not be durable. After an error the next ones
+    /// have to be whole.
+    async fn publish(&self, _counts: &Provisional) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Counts that are not in the tables yet, for readers in other processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provisional {
+    /// The number of the last entry that counts: what the counts go beside.
+    pub last: u64,
+    /// Minutes before this are final with it.
+    pub through: Minute,
+    /// When the counts were last brought up to date.
+    pub refreshed_at: Millis,
+    /// These are all counts; else they are added to those that were published before.
+    pub whole: bool,
+    pub counts: Vec<Count>,
 }
 
 /// Counts that are not in the tables yet, summed up by the columns of a query.

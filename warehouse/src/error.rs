@@ -18,6 +18,12 @@ pub enum Error {
     Damaged { file: PathBuf, what: String },
     #[error("table {table}: {what}")]
     Table { table: &'static str, what: String },
+    /// A statement that a server did not carry out, with its answer.
+    #[error("clickhouse at {server}: {what}; statement: {statement}")]
+    Statement { server: String, statement: String, what: String },
+    /// The tables on a server are not those that this version knows.
+    #[error("database {database} {what}")]
+    Schema { database: String, what: String },
     #[error(transparent)]
     File(#[from] tally_log::durable::FileError),
     /// Put if absent: somebody was first.

@@ -11,6 +11,8 @@
 //! * `closing`: writes a closing, once, whatever dies in between
 //! * [`backend`]: the interface of the tables; the loader knows nothing else of them
 //! * [`delta`]: the tables on Delta Lake, with `store`, files that are on disk when a call returns, and `query`
+//! * [`clickhouse`]: the tables on ClickHouse, and reports from them in any number of processes
+//! * `cover`: which tables answer a stretch of time
 //! * `live`: the counts that are not final yet, published together with the tables they continue
 //! * [`report`]: what a report asks and answers
 //! * `warehouse`: [`Warehouse`], which ties them together
@@ -18,7 +20,9 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod clickhouse;
 mod closing;
+mod cover;
 pub mod delta;
 mod error;
 mod live;

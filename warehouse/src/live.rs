@@ -1,8 +1,9 @@
 //! The counts that are not final yet, and the tables that they continue. Both change under one lock, so that a reader
 //! has all of them of one moment: no click is seen twice, none is missing.
 
-use crate::backend::{Pending, View, lets_through};
+use crate::backend::{Pending, Provisional, View, lets_through};
 use crate::report::{Report, ReportError, ReportQuery, Reports, TimeUnit};
+use crate::rows::Count;
 use async_trait::async_trait;
 use click::{Dimensions, Millis, Minute};
 use std::collections::{BTreeMap, HashMap};
@@ -50,8 +51,27 @@ impl Interner {
     }
 }
 
+/// What readers in other processes have not been told yet.
+pub(crate) enum Untold {
+    /// There are no such readers.
+    NoReaders,
+    Everything,
+    /// They were told everything in so many counts, and so many changes since, but not these.
+    Changes {
+        counts: Counts,
+        whole: usize,
+        told: usize,
+    },
+}
+
+/// Telling everything anew is cheaper for readers than to go through more changes than this, or than a few times as
+/// many as there are counts.
+const CHANGES_MIN: usize = 500_000;
+
 /// What is published.
 pub(crate) struct State {
+    /// The last entry of the sequence that `view` knows.
+    pub last: u64,
     /// Minutes before this are final and in `view`.
     pub through: Minute,
     pub view: Arc<dyn View>,
@@ -64,6 +84,7 @@ pub(crate) struct State {
     pub older: Counts,
     /// Late rows whose correction is not in the tables yet.
     pub late: Counts,
+    pub untold: Untold,
 }
 
 /// A handle on what is published. Cheap to clone.
@@ -71,10 +92,13 @@ pub(crate) struct State {
 pub(crate) struct Live(Arc<RwLock<State>>);
 
 impl Live {
-    pub fn new(through: Minute, view: Arc<dyn View>, refreshed_at: Millis) -> Self {
+    /// `publishes`: there may be readers in other processes.
+    pub fn new(last: u64, through: Minute, view: Arc<dyn View>, refreshed_at: Millis, publishes: bool) -> Self {
         let (current, older, late) = (Counts::new(), Counts::new(), Counts::new());
         let dimensions = Interner::default();
-        Live(Arc::new(RwLock::new(State { through, view, refreshed_at, dimensions, current, older, late })))
+        let untold = if publishes { Untold::Everything } else { Untold::NoReaders };
+        let state = State { last, through, view, refreshed_at, dimensions, current, older, late, untold };
+        Live(Arc::new(RwLock::new(state)))
     }
 
     pub fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -104,6 +128,60 @@ impl TimeUnit {
 }
 
 impl State {
+    /// Goes on from other tables. Whatever is counted anew after that, or moved into them, is told as a whole.
+    pub fn go_on(&mut self, last: u64, through: Minute, view: Arc<dyn View>) {
+        (self.last, self.through, self.view) = (last, through, view);
+        self.tell_everything();
+    }
+
+    pub fn tell_everything(&mut self) {
+        if !matches!(self.untold, Untold::NoReaders) {
+            self.untold = Untold::Everything;
+        }
+    }
+
+    /// A count of open or late rows was raised.
+    pub fn raised(&mut self, minute: Minute, dimensions: u32) {
+        if let Untold::Changes { counts, .. } = &mut self.untold {
+            add(counts, minute, dimensions, 1);
+        }
+    }
+
+    /// What has to be told now. Whoever could not tell it calls [`tell_everything`](State::tell_everything).
+    pub fn take_untold(&mut self) -> Option<Provisional> {
+        if let Untold::Changes { counts, whole, told } = &mut self.untold {
+            let changes: usize = counts.values().map(HashMap::len).sum();
+            if *told + changes <= CHANGES_MIN.max(*whole * 4) {
+                *told += changes;
+                let counts = std::mem::take(counts);
+                return Some(self.provisional(false, [&counts]));
+            }
+        }
+        if matches!(self.untold, Untold::NoReaders) {
+            return None;
+        }
+        let told = self.provisional(true, [&self.current, &self.older, &self.late]);
+        self.untold = Untold::Changes { counts: Counts::new(), whole: told.counts.len(), told: 0 };
+        Some(told)
+    }
+
+    fn provisional<'a>(&self, whole: bool, counts: impl IntoIterator<Item = &'a Counts>) -> Provisional {
+        let mut sums = Counts::new();
+        for (minute, counts) in counts.into_iter().flatten() {
+            for (dimensions, clicks) in counts {
+                add(&mut sums, *minute, *dimensions, *clicks);
+            }
+        }
+        let count = |minute: Minute, (index, clicks): (u32, i64)| {
+            let dimensions = self.dimensions.get(index).clone();
+            Count { minute, dimensions, clicks }
+        };
+        let counts =
+            sums.into_iter().flat_map(|(minute, counts)| counts.into_iter().map(move |row| count(minute, row)));
+        let State { last, through, refreshed_at, .. } = *self;
+        Provisional { last, through, refreshed_at, whole, counts: counts.collect() }
+    }
+
     /// The counts that are not in the tables, by the columns of a query.
     fn pending(&self, query: &ReportQuery) -> Vec<Pending> {
         let range = query.from.minute()..query.to.minute().max(query.from.minute());

@@ -2,9 +2,11 @@
 //!
 //! * `intake`: what a row changes
 //! * `decide`: which minutes can close, and what holds them up
+//! * `publish`: what readers in other processes are told
 
 mod decide;
 mod intake;
+mod publish;
 
 use crate::closing::{Closer, Totals, ends, reached, read_record};
 use crate::error::{Error, Result};
@@ -96,6 +98,7 @@ pub struct Loader {
     run: Run,
     /// The closing that is being written.
     closing: Option<JoinHandle<Result<Entry>>>,
+    publisher: publish::Publisher,
 }
 
 struct Run {
@@ -120,7 +123,8 @@ impl Loader {
         let minutes_topic = log.topic(&topics.clicks_by_minute).await?;
         let run = Run::begin(warehouse, &log, &topics, [&clicks, &raw_topic, &minutes_topic]).await?;
         let warehouse = warehouse.clone();
-        Ok(Loader { warehouse, log, topics, clicks, raw_topic, minutes_topic, run, closing: None })
+        let publisher = publish::Publisher::default();
+        Ok(Loader { warehouse, log, topics, clicks, raw_topic, minutes_topic, run, closing: None, publisher })
     }
 
     /// Reads what is in the topics and closes what can be closed, until nothing more can be done.
@@ -146,6 +150,7 @@ impl Loader {
             let closings = self.close(true).await?;
             step.closings += closings;
             if closings == 0 {
+                self.publish_now().await?;
                 return Ok(step);
             }
         }
@@ -159,6 +164,7 @@ impl Loader {
             let records = self.read([Some(POLL), Some(Duration::from_millis(1))]).await?;
             self.look_at_holes().await?;
             self.close(false).await?;
+            self.publish().await;
             // A full poll says that there is more; still the shutdown has to be looked at.
             let pause = if records >= RECORDS_MAX { Duration::ZERO } else { POLL };
             tokio::select! {
@@ -317,7 +323,7 @@ impl Loader {
             }
             live.current = live.current.split_off(&closing.through);
             live.older = live.older.split_off(&closing.through);
-            (live.through, live.view) = (closing.through, view);
+            live.go_on(closing.number, closing.through, view);
             let open = self.run.engine.split_off(&closing.through);
             let contradicted = self.run.engine.values().filter(|minute| minute.conflict.is_some()).count();
             self.run.engine = open;
@@ -381,7 +387,7 @@ impl Run {
         {
             let mut live = inner.live.write();
             let live = &mut *live;
-            (live.through, live.view) = (last.through, view);
+            live.go_on(last.number, last.through, view);
             (live.current, live.older, live.late) = (Counts::new(), Counts::new(), Counts::new());
             for billable in carried {
                 let counts = if billable.version == deployment.version { &mut live.current } else { &mut live.older };

@@ -92,8 +92,9 @@ impl Warehouse {
         let sequence = Sequence::of(backend.entries().await?);
         let last = sequence.as_ref().map(|sequence| &sequence.last);
         let through = last.map_or(Minute::from_number(0), |last| last.through);
-        let view = backend.view(last.map_or(0, |last| last.number)).await?;
-        let live = Live::new(through, view, last.map_or(Millis::default(), |last| last.finalized_at));
+        let (number, finalized_at) = last.map_or((0, Millis::default()), |last| (last.number, last.finalized_at));
+        let view = backend.view(number).await?;
+        let live = Live::new(number, through, view, finalized_at, backend.publishes());
         let version = AtomicI64::new(sequence.as_ref().map_or(0, |sequence| sequence.deployment.version));
         let status = Mutex::new(Status { complete_through: through.start(), ..Status::default() });
         let sequence = tokio::sync::Mutex::new(sequence);
@@ -157,7 +158,11 @@ impl Warehouse {
         };
         self.0.backend.put_entry(&entry).await?;
         *sequence = Some(Sequence { last: entry.clone(), deployment: entry, begun: None });
-        self.0.live.write().through = through;
+        {
+            let mut live = self.0.live.write();
+            live.through = through;
+            live.tell_everything();
+        }
         self.0.status().complete_through = through.start();
         self.0.version.store(version, Ordering::SeqCst);
         tracing::info!(version, %through, "pipeline deployed");
@@ -186,10 +191,7 @@ impl Warehouse {
         let closer = Closer { backend: &**backend, log, topics, clock: &**clock };
         let closing = closer.carry_out(last, entry, None).await?;
         let view = backend.view(closing.number).await?;
-        {
-            let mut live = live.write();
-            (live.through, live.view) = (closing.through, view);
-        }
+        live.write().go_on(closing.number, closing.through, view);
         (*last, *begun) = (closing, None);
         Ok(())
     }

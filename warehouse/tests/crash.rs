@@ -7,19 +7,23 @@ mod world;
 use async_trait::async_trait;
 use click::{Millis, Minute, Offsets};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use warehouse::backend::{Backend, Billable, Rows, StepRows, View};
-use warehouse::delta::Delta;
+use warehouse::backend::{Backend, Billable, Provisional, Rows, StepRows, View};
 use warehouse::rows::{Correction, Count, Quarantined, RawRow};
 use warehouse::sequence::Entry;
 use warehouse::{Error, Result, Warehouse};
 use world::*;
 
+on_each_kind! {
+    each_step_is_done_once_whatever_dies,
+    a_closing_that_began_reaches_no_further_when_it_goes_on,
+    what_was_counted_before_a_crash_is_compared_after_it,
+}
+
 /// Dies at the k-th place, and at every later one.
 struct Dying {
-    tables: Delta,
+    tables: Arc<dyn Backend>,
     left: Arc<AtomicI64>,
     /// Raw rows that were written before are not there when they are counted.
     forgets: bool,
@@ -112,28 +116,38 @@ impl Backend for Dying {
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {
         self.tables.view(last).await
     }
+
+    fn publishes(&self) -> bool {
+        self.tables.publishes()
+    }
+
+    async fn publish(&self, counts: &Provisional) -> Result<()> {
+        place(&self.left)?;
+        self.tables.publish(counts).await?;
+        place(&self.left)
+    }
 }
 
-/// Opens the world of a folder on tables that die at the k-th place.
-async fn dying(dir: &Path, now: Millis, places: i64) -> (World, Arc<AtomicI64>) {
+/// Opens the world of a site on tables that die at the k-th place.
+async fn dying(site: &Site, now: Millis, places: i64) -> (World, Arc<AtomicI64>) {
     let left = Arc::new(AtomicI64::new(places));
     let clock = Arc::new(click::ManualClock::new(now));
-    let warehouse = dying_tables(dir, &clock, left.clone(), false).await;
-    let log = World::open_log(dir, &clock);
-    (World::with(dir, clock, log, warehouse).await, left)
+    let warehouse = dying_tables(site, &clock, left.clone(), false).await;
+    let log = World::open_log(site.path(), &clock);
+    (World::with(site, clock, log, warehouse).await, left)
 }
 
-async fn dying_tables(dir: &Path, clock: &Arc<click::ManualClock>, left: Arc<AtomicI64>, forgets: bool) -> Warehouse {
-    let tables = Delta::open(&dir.join("warehouse")).await.unwrap();
+async fn dying_tables(site: &Site, clock: &Arc<click::ManualClock>, left: Arc<AtomicI64>, forgets: bool) -> Warehouse {
+    let tables = site.backend().await.unwrap();
     let backend = Arc::new(Dying { tables, left, forgets });
     Warehouse::open_on(backend, settings(), clock.clone()).await.unwrap()
 }
 
 /// Everything that a closing can hold: clicks of two versions, late ones, undecodable records, the end of a quarter
 /// hour and of a day; nothing of it is closed yet.
-async fn prepare(dir: &Path) -> Millis {
+async fn prepare(site: &Site) -> Millis {
     let evening = at("23:40:00");
-    let mut world = World::open(dir, evening).await;
+    let mut world = World::open(site, evening).await;
     world.deploy("one").await;
     world.billable(0, at("23:40:10"), "ad_1").await;
     world.billable(1, at("23:45:10"), "ad_22").await;
@@ -171,19 +185,17 @@ async fn to_the_end(world: &mut World) -> Result<Millis> {
     world.try_load().await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_step_is_done_once_whatever_dies() {
-    let start = tempfile::tempdir().unwrap();
-    let now = prepare(start.path()).await;
+async fn each_step_is_done_once_whatever_dies(kind: Kind) {
+    let start = temp(kind).await;
+    let now = prepare(&start).await;
 
-    let whole = tempfile::tempdir().unwrap();
-    copy(start.path(), whole.path());
-    let mut world = World::open(whole.path(), now).await;
+    let whole = start.copy().await;
+    let mut world = World::open(&whole, now).await;
     assert_eq!(to_the_end(&mut world).await.unwrap(), minute("23:59").plus(8 * 60_000));
     let (rows, report) = (world.by_minute().await, world.report(&total()).await);
     assert_eq!(report.clicks, 2 + 60 + 9);
     drop(world);
-    let expected = dump(&whole.path().join("warehouse")).await;
+    let expected = whole.dump().await;
     for table in [
         "raw_clicks",
         "quarantine",
@@ -197,9 +209,8 @@ async fn each_step_is_done_once_whatever_dies() {
 
     let (mut died, mut merging) = (0, 0);
     for places in 0.. {
-        let dir = tempfile::tempdir().unwrap();
-        copy(start.path(), dir.path());
-        let (mut world, left) = dying(dir.path(), now, places).await;
+        let site = start.copy().await;
+        let (mut world, left) = dying(&site, now, places).await;
         let ended = to_the_end(&mut world).await;
         if left.load(Ordering::SeqCst) >= 0 {
             ended.unwrap();
@@ -210,7 +221,7 @@ async fn each_step_is_done_once_whatever_dies() {
         died += 1;
         drop(world);
         // More rows have come meanwhile: the closing that began must not reach further for it.
-        let mut world = World::open(dir.path(), now).await;
+        let mut world = World::open(&site, now).await;
         // Every second time the next thing is a deployment, which carries it out as well.
         if places % 2 == 1 {
             let same = world.deploy("two").await;
@@ -219,7 +230,7 @@ async fn each_step_is_done_once_whatever_dies() {
         to_the_end(&mut world).await.unwrap();
         assert_eq!((world.by_minute().await, world.report(&total()).await.clicks), (rows.clone(), report.clicks));
         drop(world);
-        let mut found = dump(&dir.path().join("warehouse")).await;
+        let mut found = site.dump().await;
         let mut expected = expected.clone();
         // The same minutes may be cut into closings in another way, if it died before the first began.
         for tables in [&mut found, &mut expected] {
@@ -231,20 +242,19 @@ async fn each_step_is_done_once_whatever_dies() {
     assert!(died > 20 && merging < died / 2, "{died} places, {merging} of them while files were merged");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_closing_that_began_reaches_no_further_when_it_goes_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut world = World::new(dir.path()).await;
+async fn a_closing_that_began_reaches_no_further_when_it_goes_on(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.pass(at("12:06:30")).await;
     let now = at("12:06:30");
     drop(world);
     // Dies with the raw rows of a closing through 12:01 written, and nothing else.
-    let (mut world, _) = dying(dir.path(), now, 7).await;
+    let (mut world, _) = dying(&site, now, 7).await;
     assert!(world.try_load().await.is_err());
     drop(world);
-    let mut world = World::open(dir.path(), now).await;
-    let raw = dump(&dir.path().join("warehouse")).await["raw_clicks"].len();
+    let mut world = World::open(&site, now).await;
+    let raw = site.dump().await["raw_clicks"].len();
     assert_eq!(raw, 2, "a head and a row");
     // An hour goes by before it is started again.
     world.billable(0, at("12:07:10"), "ad_1").await;
@@ -257,10 +267,9 @@ async fn a_closing_that_began_reaches_no_further_when_it_goes_on() {
     assert_eq!(world.report(&total()).await.clicks, 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_counted_before_a_crash_is_compared_after_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut world = World::new(dir.path()).await;
+async fn what_was_counted_before_a_crash_is_compared_after_it(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.billable(0, at("12:05:20"), "ad_1").await;
     world.pass(at("12:06:30")).await;
@@ -270,18 +279,18 @@ async fn what_was_counted_before_a_crash_is_compared_after_it() {
     let now = at("12:13:00");
     drop(world);
     // Dies when the closing has begun, and nothing of it is written.
-    let (mut world, _) = dying(dir.path(), now, 2).await;
+    let (mut world, _) = dying(&site, now, 2).await;
     assert!(world.try_load().await.is_err());
     drop(world);
     let clock = Arc::new(click::ManualClock::new(now));
-    let warehouse = dying_tables(dir.path(), &clock, Arc::new(AtomicI64::new(i64::MAX)), true).await;
-    let log = World::open_log(dir.path(), &clock);
-    let mut world = World::with(dir.path(), clock, log, warehouse).await;
+    let warehouse = dying_tables(&site, &clock, Arc::new(AtomicI64::new(i64::MAX)), true).await;
+    let log = World::open_log(site.path(), &clock);
+    let mut world = World::with(&site, clock, log, warehouse).await;
     let error = world.try_load().await.unwrap_err();
     assert!(matches!(error, Error::Contradiction { number: 2, .. }), "{error}");
     assert_eq!(world.warehouse.status().complete_through, minute("12:01"), "nothing became final");
     drop(world);
-    let mut world = World::open(dir.path(), now).await;
+    let mut world = World::open(&site, now).await;
     assert_eq!(world.load().await, minute("12:07"));
     assert_eq!(world.by_minute().await.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>(), [(1, false), (1, false)]);
 }

@@ -13,7 +13,7 @@ use world::*;
 
 struct Played {
     runtime: tokio::runtime::Runtime,
-    dir: tempfile::TempDir,
+    site: Site,
     now: Millis,
     /// What the engine has open at the end.
     windows: BTreeMap<(Millis, [String; 5]), i64>,
@@ -45,10 +45,10 @@ fn played() -> &'static Played {
     static PLAYED: OnceLock<Played> = OnceLock::new();
     PLAYED.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let site = runtime.block_on(temp(Kind::Delta));
         let (now, windows, reports) = runtime.block_on(async {
             let mut now = at("23:18:00");
-            let mut world = World::open(dir.path(), now).await;
+            let mut world = World::open(&site, now).await;
             world.deploy("one").await;
             for step in 0..60 {
                 now = now.plus(60_000);
@@ -65,7 +65,7 @@ fn played() -> &'static Played {
             let reports = reports(&world).await.unwrap();
             (now, world.windows, reports)
         });
-        let (mut files, mut folders) = (Vec::new(), vec![dir.path().join("warehouse")]);
+        let (mut files, mut folders) = (Vec::new(), vec![site.path().join("warehouse")]);
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();
@@ -78,8 +78,8 @@ fn played() -> &'static Played {
         }
         files.sort();
         assert!(files.iter().any(|path| path.ends_with("_last_checkpoint")), "no checkpoint was written");
-        let in_use = runtime.block_on(data_files(&dir.path().join("warehouse")));
-        Played { runtime, dir, now, windows, files, in_use, reports }
+        let in_use = runtime.block_on(data_files(&site.path().join("warehouse")));
+        Played { runtime, site, now, windows, files, in_use, reports }
     })
 }
 
@@ -122,10 +122,9 @@ proptest! {
         bits in 1_u8..,
         while_open in any::<bool>(),
     ) {
-        let Played { runtime, dir, now, windows, files, in_use, reports } = played();
-        let copied = tempfile::tempdir().unwrap();
-        copy(dir.path(), copied.path());
-        let file = file.get(files).strip_prefix(dir.path()).unwrap();
+        let Played { runtime, site, now, windows, files, in_use, reports } = played();
+        let copied = runtime.block_on(site.copy());
+        let file = file.get(files).strip_prefix(site.path()).unwrap();
         let flipped = copied.path().join(file);
         let outcome = runtime.block_on(async {
             if !while_open {
@@ -140,7 +139,7 @@ proptest! {
             }
             let log = World::open_log(copied.path(), &clock);
             assert_eq!(clock.now(), *now);
-            let mut world = World::with(copied.path(), clock, log, warehouse).await;
+            let mut world = World::with(&copied, clock, log, warehouse).await;
             world.windows = windows.clone();
             go_on(&mut world, reports, *now).await
         });
@@ -159,19 +158,19 @@ proptest! {
 
 #[tokio::test]
 async fn a_file_without_its_sums_is_damaged() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut world = World::new(dir.path()).await;
+    let site = temp(Kind::Delta).await;
+    let mut world = World::new(&site).await;
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.pass(at("12:06:30")).await;
     world.load().await;
     let clock = world.clock.clone();
     drop(world);
-    let folder = dir.path().join("warehouse/clicks_by_minute/date=2026-04-20");
+    let folder = site.path().join("warehouse/clicks_by_minute/date=2026-04-20");
     let sums = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
     let sums: Vec<PathBuf> = sums.filter(|path| path.extension().is_some_and(|ends| ends == "sum")).collect();
     assert_eq!(sums.len(), 1);
     std::fs::remove_file(&sums[0]).unwrap();
-    let opened = warehouse::Warehouse::open(&dir.path().join("warehouse"), settings(), clock).await;
+    let opened = warehouse::Warehouse::open(&site.path().join("warehouse"), settings(), clock).await;
     let error = opened.err().unwrap().to_string();
     assert!(error.contains(sums[0].to_str().unwrap()) && error.contains("damaged"), "{error}");
 }

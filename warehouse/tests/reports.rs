@@ -6,37 +6,28 @@ mod world;
 use click::{Millis, Minute};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use warehouse::Warehouse;
-use warehouse::report::{Dimension, Order, ReportQuery, ReportRow, Reports, TimeUnit};
+use warehouse::clickhouse::ClickHouseReports;
+use warehouse::report::{Dimension, Order, Report, ReportQuery, ReportRow, Reports, TimeUnit};
 use world::*;
 
 /// What was billed: minute, ad, campaign.
 type Billed = Vec<(Minute, String, String)>;
 
 struct Played {
-    runtime: tokio::runtime::Runtime,
     warehouse: Warehouse,
+    reader: Option<Arc<dyn Reports>>,
     billed: Billed,
     through: Millis,
-    dir: tempfile::TempDir,
+    site: Site,
 }
 
 /// Twenty-eight hours of clicks, so that a whole day, hours and quarter hours are closed, with ragged ends, late
 /// clicks that are corrected or not yet, and open minutes.
-fn played() -> &'static Played {
-    static PLAYED: OnceLock<Played> = OnceLock::new();
-    PLAYED.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let (warehouse, billed, through) = runtime.block_on(play(dir.path()));
-        Played { runtime, warehouse, billed, through, dir }
-    })
-}
-
-async fn play(dir: &std::path::Path) -> (Warehouse, Billed, Millis) {
+async fn play(site: &Site) -> (Warehouse, Billed, Millis) {
     let start = at("21:07:00").plus(-24 * 60 * Minute::MS);
-    let mut world = World::open(dir, start).await;
+    let mut world = World::open(site, start).await;
     world.deploy("one").await;
     let (mut billed, mut random) = (Vec::new(), 88_172_645_463_325_252_u64);
     let mut now = start;
@@ -141,85 +132,93 @@ fn queries() -> impl Strategy<Value = ReportQuery> {
     )
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
-    #[test]
-    fn a_report_equals_a_recount(query in queries()) {
-        let Played { runtime, warehouse, billed, through, .. } = played();
-        let report = runtime.block_on(warehouse.report(&query)).unwrap();
-        let (mut expected, total, open) = recount(billed, *through, &query);
-        prop_assert_eq!(report.complete_through, *through);
-        prop_assert_eq!(report.clicks, total);
-        // Late clicks whose correction is not written count as well.
-        prop_assert!(report.provisional_clicks >= open);
-        prop_assert_eq!(report.truncated, expected.len() > query.limit);
-        expected.truncate(query.limit);
-        let rows: Vec<_> = report.rows.iter().map(|ReportRow { time, values, clicks, .. }| (*time, values.clone(), *clicks)).collect();
-        prop_assert_eq!(rows, expected);
-        if query.to <= *through && report.provisional_clicks == 0 {
-            prop_assert!(report.rows.iter().all(|row| !row.provisional));
-        }
-        if query.from >= *through {
-            prop_assert!(report.rows.iter().all(|row| row.provisional));
-        }
-    }
+#[test]
+fn reports_equal_a_recount_on_delta() {
+    reports_equal_a_recount(Kind::Delta);
 }
 
 #[test]
-fn the_tables_agree_with_each_other() {
-    let Played { runtime, warehouse, dir, .. } = played();
-    let tables = runtime.block_on(dump(&dir.path().join("warehouse")));
+fn reports_equal_a_recount_on_clickhouse() {
+    if Kind::ClickHouse.is_there() {
+        reports_equal_a_recount(Kind::ClickHouse);
+    }
+}
+
+fn reports_equal_a_recount(kind: Kind) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let played = runtime.block_on(async {
+        let site = temp(kind).await;
+        let (warehouse, billed, through) = play(&site).await;
+        // Another process reads what the loader has published.
+        let reader: Option<Arc<dyn Reports>> = match site.server() {
+            Some(server) => Some(Arc::new(ClickHouseReports::open(&server).await.unwrap())),
+            None => None,
+        };
+        Played { warehouse, reader, billed, through, site }
+    });
+    runtime.block_on(the_tables_agree_with_each_other(&played));
+    runtime.block_on(sums_of_corrections_equal_the_corrections(&played));
+    let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
+    let equals = |query| {
+        let report = runtime.block_on(played.warehouse.report(&query)).unwrap();
+        if let Some(reader) = &played.reader {
+            prop_assert_eq!(&runtime.block_on(reader.report(&query)).unwrap(), &report);
+        }
+        equals_a_recount(&played, &query, &report)
+    };
+    proptest::test_runner::TestRunner::new(config).run(&queries(), equals).unwrap();
+    // The database is dropped by a call that blocks.
+    drop(played);
+}
+
+fn equals_a_recount(played: &Played, query: &ReportQuery, report: &Report) -> Result<(), TestCaseError> {
+    let Played { billed, through, .. } = played;
+    let (mut expected, total, open) = recount(billed, *through, query);
+    prop_assert_eq!(report.complete_through, *through);
+    prop_assert_eq!(report.clicks, total);
+    // Late clicks whose correction is not written count as well.
+    prop_assert!(report.provisional_clicks >= open);
+    prop_assert_eq!(report.truncated, expected.len() > query.limit);
+    expected.truncate(query.limit);
+    let row = |ReportRow { time, values, clicks, .. }: &ReportRow| (*time, values.clone(), *clicks);
+    let rows: Vec<_> = report.rows.iter().map(row).collect();
+    prop_assert_eq!(rows, expected);
+    if query.to <= *through && report.provisional_clicks == 0 {
+        prop_assert!(report.rows.iter().all(|row| !row.provisional));
+    }
+    if query.from >= *through {
+        prop_assert!(report.rows.iter().all(|row| row.provisional));
+    }
+    Ok(())
+}
+
+async fn the_tables_agree_with_each_other(played: &Played) {
+    let Played { warehouse, site, .. } = played;
+    let tables = site.dump().await;
     assert!(tables["clicks_by_day"].len() > 2, "a day was closed");
     assert!(tables["clicks_by_quarter_hour"].len() > 50 && tables["click_corrections"].len() > 10);
-    let files = runtime.block_on(async {
-        let path = dir.path().join("warehouse/clicks_by_minute");
+    assert!(tables["closings"].len() > 100);
+    if site.kind() == Kind::Delta {
+        let path = site.path().join("warehouse/clicks_by_minute");
         let url = deltalake_core::ensure_table_uri(path.to_str().unwrap()).unwrap();
-        deltalake_core::open_table(url).await.unwrap().get_file_uris().unwrap().count()
-    });
-    assert!(files < 40 && tables["closings"].len() > 100, "the small files of passed hours are merged: {files}");
-    let report = runtime.block_on(warehouse.report(&total())).unwrap();
+        let files = deltalake_core::open_table(url).await.unwrap().get_file_uris().unwrap().count();
+        assert!(files < 40, "the small files of passed hours are merged: {files}");
+    }
+    let report = warehouse.report(&total()).await.unwrap();
     let raw = &tables["raw_clicks"];
     let counted = |verdict: &str| raw.iter().filter(|row| row.contains(&format!("| {verdict} "))).count() as i64;
     assert!(report.clicks - report.provisional_clicks <= counted("billable") + counted("late"));
 }
 
-/// The rows of a query over the tables of a warehouse: time and clicks, where there are any.
-async fn by_hand(warehouse: &std::path::Path, sql: &str) -> BTreeMap<Millis, i64> {
-    use arrow::array::AsArray;
-    use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
-    let session = datafusion::prelude::SessionContext::new();
-    for table in ["click_corrections", "clicks_by_minute"] {
-        let url = deltalake_core::ensure_table_uri(warehouse.join(table).to_str().unwrap()).unwrap();
-        let table_of = deltalake_core::open_table(url).await.unwrap().table_provider().await.unwrap();
-        session.register_table(table, table_of).unwrap();
-    }
-    let batches = session.sql(sql).await.unwrap().collect().await.unwrap();
-    let mut rows = BTreeMap::new();
-    for batch in batches {
-        let times = batch.column(0).as_primitive::<TimestampMicrosecondType>();
-        let clicks = batch.column(1).as_primitive::<Int64Type>();
-        rows.extend((0..batch.num_rows()).map(|row| (Millis::new(times.value(row) / 1000), clicks.value(row))));
-    }
-    rows
-}
-
-#[test]
-fn sums_of_corrections_equal_the_corrections() {
-    let Played { runtime, warehouse, dir, through, .. } = played();
-    let folder = dir.path().join("warehouse");
+async fn sums_of_corrections_equal_the_corrections(played: &Played) {
+    let Played { warehouse, through, site, .. } = played;
     let midnight = at("00:00:00");
     // Whole days, the later one as far as it is closed.
     for (from, to) in [(midnight.plus(-24 * 60 * Minute::MS), midnight), (midnight, *through)] {
         for (unit, name) in [(TimeUnit::Minute, "minute"), (TimeUnit::Hour, "hour"), (TimeUnit::Day, "day")] {
-            let sql = format!(
-                "SELECT date_trunc('{name}', minute) AS time, CAST(sum(clicks) AS BIGINT) AS clicks FROM (
-                     SELECT minute, clicks FROM clicks_by_minute UNION ALL
-                     SELECT minute, delta AS clicks FROM click_corrections)
-                 WHERE minute >= '{from}' AND minute < '{to}' GROUP BY 1"
-            );
-            let expected = runtime.block_on(by_hand(&folder, &sql));
+            let expected = site.clicks_by(name, from, to).await;
             let query = ReportQuery { from, to, time: Some(unit), ..total() };
-            let report = runtime.block_on(warehouse.report(&query)).unwrap();
+            let report = warehouse.report(&query).await.unwrap();
             assert!(report.rows.len() > 1 || unit == TimeUnit::Day);
             let rows: BTreeMap<Millis, i64> = report.rows.iter().map(|row| (row.time.unwrap(), row.clicks)).collect();
             // Late clicks whose correction is not written are no corrections yet.
@@ -230,7 +229,7 @@ fn sums_of_corrections_equal_the_corrections() {
             assert!(expected.keys().all(|time| rows.contains_key(time)));
         }
     }
-    let tables = runtime.block_on(dump(&folder));
+    let tables = site.dump().await;
     assert!(tables["click_corrections"].len() > 10);
     for table in ["corrections_by_minute", "corrections_by_quarter_hour", "corrections_by_day"] {
         let sums = &tables[table];

@@ -11,14 +11,29 @@ use warehouse::report::{Dimension, Reports};
 use warehouse::{Error, Loader, Settings, Topics, Warehouse};
 use world::*;
 
-fn temp() -> tempfile::TempDir {
-    tempfile::tempdir().unwrap()
+on_each_kind! {
+    a_minute_closes_at_its_time_and_not_before,
+    many_silent_minutes_close_and_the_same_digest_changes_nothing,
+    a_minute_row_that_does_not_come_is_waited_for,
+    a_raw_row_that_does_not_come_is_an_alarm,
+    a_raw_row_that_changed_on_its_way_is_seen,
+    two_rows_of_one_key_that_differ_stop_the_minute,
+    what_is_final_never_changes,
+    undecided_rows_hold_the_minute_until_they_are_decided,
+    a_billable_row_that_is_late_is_impossible,
+    a_late_click_is_a_correction,
+    with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correction,
+    a_record_that_is_no_click_goes_to_quarantine,
+    a_second_loader_stops,
+    a_new_version_takes_over_in_the_middle_of_a_minute,
+    provisional_numbers_are_the_same_after_a_restart,
+    a_topic_that_was_made_anew_is_not_taken_for_the_old_one,
+    reports_are_of_one_moment_while_minutes_close,
 }
 
-#[tokio::test]
-async fn a_minute_closes_at_its_time_and_not_before() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_minute_closes_at_its_time_and_not_before(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     assert_eq!(world.load().await, minute("11:54"), "5:30 before the deployment");
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.billable(1, at("12:00:59.999"), "ad_1").await;
@@ -41,10 +56,9 @@ async fn a_minute_closes_at_its_time_and_not_before() {
     assert_eq!(world.waiting(), "");
 }
 
-#[tokio::test]
-async fn many_silent_minutes_close_and_the_same_digest_changes_nothing() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn many_silent_minutes_close_and_the_same_digest_changes_nothing(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.pass(at("13:00:00")).await;
     assert_eq!(world.load().await, minute("12:54"));
     let again = world.deploy("one").await;
@@ -64,10 +78,9 @@ async fn two_minutes(world: &mut World) {
     world.heartbeat(at("12:07:30")).await;
 }
 
-#[tokio::test]
-async fn a_minute_row_that_does_not_come_is_waited_for() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_minute_row_that_does_not_come_is_waited_for(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.write_rows(|_| true).await;
     assert_eq!(world.load().await, minute("12:00"));
@@ -77,10 +90,9 @@ async fn a_minute_row_that_does_not_come_is_waited_for() {
     assert_eq!(world.waiting(), "");
 }
 
-#[tokio::test]
-async fn a_raw_row_that_does_not_come_is_an_alarm() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_raw_row_that_does_not_come_is_an_alarm(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     let rows = world.rows.clone();
     world.write_rows(|row| row.position != (0, 1)).await;
@@ -96,11 +108,10 @@ async fn a_raw_row_that_does_not_come_is_an_alarm() {
     assert_eq!(world.load().await, minute("12:02"));
 }
 
-#[tokio::test]
-async fn a_raw_row_that_changed_on_its_way_is_seen() {
+async fn a_raw_row_that_changed_on_its_way_is_seen(kind: Kind) {
     // The claim was lost: billable became duplicate, the engine's minute says otherwise.
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.rows[1].json["verdict"] = json!("duplicate");
     world.write_rows(|_| true).await;
@@ -109,8 +120,8 @@ async fn a_raw_row_that_changed_on_its_way_is_seen() {
     assert!(world.waiting().contains("the engine says 2, raw rows say 1"), "{}", world.waiting());
 
     // Half a row is no row.
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     let half = world.rows[1].json.to_string();
     world.write_rows(|row| row.position != (0, 1)).await;
@@ -121,10 +132,9 @@ async fn a_raw_row_that_changed_on_its_way_is_seen() {
     assert_eq!(world.warehouse.status().unreadable, 1);
 }
 
-#[tokio::test]
-async fn two_rows_of_one_key_that_differ_stop_the_minute() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn two_rows_of_one_key_that_differ_stop_the_minute(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.rows.push(world.rows[0].clone());
     world.rows.last_mut().unwrap().json["ad_id"] = json!("ad_2");
@@ -133,8 +143,8 @@ async fn two_rows_of_one_key_that_differ_stop_the_minute() {
     assert_eq!(world.load().await, minute("11:54"));
     assert!(world.waiting().contains("two raw rows of"), "{}", world.waiting());
 
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.write_rows(|_| true).await;
     let (key, clicks) = world.windows.first_key_value().map(|(key, clicks)| (key.clone(), *clicks)).unwrap();
@@ -144,10 +154,9 @@ async fn two_rows_of_one_key_that_differ_stop_the_minute() {
     assert!(world.waiting().contains("the engine says 2 and 3"), "{}", world.waiting());
 }
 
-#[tokio::test]
-async fn what_is_final_never_changes() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn what_is_final_never_changes(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     let (rows, windows) = (world.rows.clone(), world.windows.clone());
     world.write_rows(|_| true).await;
@@ -178,10 +187,9 @@ async fn what_is_final_never_changes() {
     assert!(before.iter().all(|row| !row.3));
 }
 
-#[tokio::test]
-async fn undecided_rows_hold_the_minute_until_they_are_decided() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn undecided_rows_hold_the_minute_until_they_are_decided(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     let decided = world.rows[1].json.clone();
     world.rows[1].json["verdict"] = json!("undecided");
@@ -191,24 +199,22 @@ async fn undecided_rows_hold_the_minute_until_they_are_decided() {
     assert!(world.waiting().contains("no answer about the claim"), "{}", world.waiting());
     world.write_raw(&decided).await;
     assert_eq!(world.load().await, minute("12:02"));
-    let raw = &dump(&dir.path().join("warehouse")).await["raw_clicks"];
+    let raw = &site.dump().await["raw_clicks"];
     assert!(!raw.iter().any(|row| row.contains("undecided")), "{raw:?}");
 }
 
-#[tokio::test]
-async fn a_billable_row_that_is_late_is_impossible() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_billable_row_that_is_late_is_impossible(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.click(0, at("12:00:10"), at("12:05:10.001"), "ad_1", "billable").await;
     world.pass(at("12:07:30")).await;
     assert_eq!(world.load().await, minute("11:54"));
     assert!(world.waiting().contains("came too late"), "{}", world.waiting());
 }
 
-#[tokio::test]
-async fn a_late_click_is_a_correction() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_late_click_is_a_correction(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.write_rows(|_| true).await;
     world.write_minutes(at("12:07:30")).await;
@@ -227,26 +233,25 @@ async fn a_late_click_is_a_correction() {
     assert_eq!((rows[0].2, rows[0].3), (3, false), "{rows:?}");
     let report = world.report(&total()).await;
     assert_eq!((report.clicks, report.provisional_clicks), (4, 0));
-    let tables = dump(&dir.path().join("warehouse")).await;
+    let tables = site.dump().await;
     assert_eq!(tables["click_corrections"].len(), 2, "a head and a row: {:?}", tables["click_corrections"]);
     assert!(tables["clicks_by_minute"].iter().any(|row| row.contains("2026-04-20T12:00:00Z") && row.contains("| 2 ")));
 }
 
-#[tokio::test]
-async fn with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correction() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correction(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.write_rows(|_| true).await;
     world.write_minutes(at("12:07:30")).await;
     assert_eq!(world.load().await, minute("12:02"));
-    let (path, clock) = (world.dir.clone(), world.clock.clone());
+    let clock = world.clock.clone();
     drop(world);
     let lateness = Lateness { lateness_ms: 600_000, slack_ms: 30_000 };
     let longer = Settings { lateness, ..settings() };
-    let warehouse = Warehouse::open(&path.join("warehouse"), longer, clock.clone()).await.unwrap();
-    let log = World::open_log(&path, &clock);
-    let mut world = World::with(&path, clock, log, warehouse).await;
+    let warehouse = site.warehouse_with(longer, &clock).await.unwrap();
+    let log = World::open_log(site.path(), &clock);
+    let mut world = World::with(&site, clock, log, warehouse).await;
     let deployment = world.deploy("longer").await;
     for partition in 0..PARTITIONS {
         world.judge(partition, deployment.positions.get(partition), at("12:07:30"), at("12:07:30"), None, "heartbeat");
@@ -262,7 +267,7 @@ async fn with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correctio
     assert_eq!(world.load().await, minute("12:09"), "{}", world.waiting());
     let report = world.report(&total()).await;
     assert_eq!((report.clicks, report.provisional_clicks), (4, 0));
-    let tables = dump(&dir.path().join("warehouse")).await;
+    let tables = site.dump().await;
     assert_eq!(tables["click_corrections"].len(), 2, "{:?}", tables["click_corrections"]);
     // With the shorter one again more minutes are complete.
     let mut world = world.restart().await;
@@ -270,10 +275,9 @@ async fn with_a_longer_lateness_a_click_on_time_of_a_final_minute_is_a_correctio
     assert_eq!(world.report(&total()).await.clicks, 4);
 }
 
-#[tokio::test]
-async fn a_record_that_is_no_click_goes_to_quarantine() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_record_that_is_no_click_goes_to_quarantine(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.record(0, at("12:00:11"), b"{\"kind\":\"click\",\"clickId\":\xff").await;
     world.record(0, at("12:00:11"), b"").await;
@@ -283,20 +287,20 @@ async fn a_record_that_is_no_click_goes_to_quarantine() {
     world.clock.set(world.clock.now().plus(2_000));
     assert_eq!(world.load().await, minute("12:01"));
     assert_eq!(world.warehouse.status().quarantined, 2);
-    let tables = dump(&dir.path().join("warehouse")).await;
+    let tables = site.dump().await;
     assert_eq!((tables["quarantine"].len(), world.by_minute().await[0].2), (3, 2));
 }
 
-#[tokio::test]
-async fn a_second_loader_stops() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
-    let second = Warehouse::open(&dir.path().join("warehouse"), settings(), world.clock.clone()).await;
-    assert!(matches!(second.err().unwrap(), Error::InUse(_)));
+async fn a_second_loader_stops(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
+    if kind == Kind::Delta {
+        let second = site.warehouse(&world.clock).await;
+        assert!(matches!(second.err().unwrap(), Error::InUse(_)));
+    }
 
     // One that got past the lock, on another machine: its number is taken.
-    let backend = Arc::new(warehouse::delta::Delta::open(&dir.path().join("warehouse")).await.unwrap());
-    let second = Warehouse::open_on(backend, settings(), world.clock.clone()).await.unwrap();
+    let second = Warehouse::open_on(site.backend().await.unwrap(), settings(), world.clock.clone()).await.unwrap();
     let log: Arc<dyn Log> = world.log.clone();
     let mut second = Loader::start(&second, log, Topics::default()).await.unwrap();
     two_minutes(&mut world).await;
@@ -308,10 +312,9 @@ async fn a_second_loader_stops() {
     assert_eq!(world.report(&total()).await.clicks, 3);
 }
 
-#[tokio::test]
-async fn a_new_version_takes_over_in_the_middle_of_a_minute() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_new_version_takes_over_in_the_middle_of_a_minute(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.billable(0, at("12:00:10"), "ad_1").await;
     world.billable(0, at("12:05:20"), "ad_1").await;
     world.pass(at("12:06:30")).await;
@@ -351,10 +354,9 @@ async fn a_new_version_takes_over_in_the_middle_of_a_minute() {
     assert_eq!(world.by_minute().await.len(), 3);
 }
 
-#[tokio::test]
-async fn provisional_numbers_are_the_same_after_a_restart() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn provisional_numbers_are_the_same_after_a_restart(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     for second in 0..40 {
         let clicked = at("12:00:05").plus(second * 20_000);
         world.billable((second % 2) as i32, clicked, ["ad_1", "ad_22"][(second % 3 == 0) as usize]).await;
@@ -380,8 +382,8 @@ async fn provisional_numbers_are_the_same_after_a_restart() {
 
 #[tokio::test]
 async fn damage_is_named() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+    let site = temp(Kind::Delta).await;
+    let mut world = World::new(&site).await;
     two_minutes(&mut world).await;
     world.write_rows(|_| true).await;
     world.write_minutes(at("12:07:30")).await;
@@ -389,7 +391,7 @@ async fn damage_is_named() {
     let clock = world.clock.clone();
     drop(world);
     let find = |folder: &str, ends: &str| {
-        let list = std::fs::read_dir(dir.path().join("warehouse").join(folder)).unwrap();
+        let list = std::fs::read_dir(site.path().join("warehouse").join(folder)).unwrap();
         let mut paths: Vec<_> = list.map(|entry| entry.unwrap().path()).collect();
         paths.retain(|path| path.to_str().unwrap().ends_with(ends));
         paths.sort();
@@ -397,9 +399,7 @@ async fn damage_is_named() {
     };
     let entry = find("raw_clicks/_delta_log", "json");
     let data = find("clicks_by_minute/date=2026-04-20", "parquet");
-    let open = async || {
-        Warehouse::open(&dir.path().join("warehouse"), settings(), clock.clone()).await.err().map(|e| e.to_string())
-    };
+    let open = async || site.warehouse(&clock).await.err().map(|e| e.to_string());
     assert_eq!(open().await, None);
     for path in [&entry, &data] {
         let whole = std::fs::read(path).unwrap();
@@ -419,25 +419,23 @@ async fn damage_is_named() {
     assert_eq!(open().await, None);
 }
 
-#[tokio::test]
-async fn a_topic_that_was_made_anew_is_not_taken_for_the_old_one() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn a_topic_that_was_made_anew_is_not_taken_for_the_old_one(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     world.pass(at("12:06:30")).await;
     world.load().await;
-    let (path, clock) = (world.dir.clone(), world.clock.clone());
+    let clock = world.clock.clone();
     drop(world);
-    std::fs::remove_dir_all(path.join("log")).unwrap();
-    let mut world = World::open(&path, clock.now()).await;
+    std::fs::remove_dir_all(site.path().join("log")).unwrap();
+    let mut world = World::open(&site, clock.now()).await;
     assert!(matches!(world.try_load().await.unwrap_err(), Error::OtherLog { .. }));
     let deployed = world.warehouse.deploy(&*world.log, &Topics::default(), "two").await;
     assert!(matches!(deployed.unwrap_err(), Error::OtherLog { .. }));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reports_are_of_one_moment_while_minutes_close() {
-    let dir = temp();
-    let mut world = World::new(dir.path()).await;
+async fn reports_are_of_one_moment_while_minutes_close(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
     let mut end = Millis::default();
     for second in 0..120 {
         end = at("12:00:00").plus(second * 10_000);

@@ -184,8 +184,12 @@ impl Run {
         match verdict {
             Verdict::Billable => {
                 add(&mut live.current, minute, dimensions, 1);
+                live.raised(minute, dimensions);
             }
-            Verdict::Late => add(&mut live.late, minute, dimensions, 1),
+            Verdict::Late => {
+                add(&mut live.late, minute, dimensions, 1);
+                live.raised(minute, dimensions);
+            }
             Verdict::Undecided | Verdict::NotBilled => {}
         }
     }

@@ -2,15 +2,40 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+mod site;
+
+pub use site::{Kind, Site, temp};
+
 use click::{Clock, Lateness, ManualClock, Millis, Minute, Offset, Partition};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tally_log::local::{LocalLog, Settings as LogSettings};
 use tally_log::{Log, Topic};
 use warehouse::report::{Dimension, Order, Report, ReportQuery, Reports, TimeUnit};
 use warehouse::{Deployment, Loader, Settings, Topics, Warehouse};
+
+/// Makes a test of each function for each kind of tables. One that this machine has not passes, and says so.
+#[macro_export]
+macro_rules! on_each_kind {
+    ($($name:ident),* $(,)?) => {
+        mod on_delta {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(super::Kind::Delta).await;
+            })*
+        }
+        mod on_clickhouse {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                if super::Kind::ClickHouse.is_there() {
+                    super::$name(super::Kind::ClickHouse).await;
+                }
+            })*
+        }
+    };
+}
 
 pub const PARTITIONS: Partition = 2;
 
@@ -31,7 +56,7 @@ pub struct Row {
 }
 
 pub struct World {
-    pub dir: PathBuf,
+    pub site: Site,
     pub clock: Arc<ManualClock>,
     pub log: Arc<LocalLog>,
     pub warehouse: Warehouse,
@@ -52,37 +77,37 @@ pub fn settings() -> Settings {
 
 impl World {
     /// At noon, with nothing in the log and version 1 deployed.
-    pub async fn new(dir: &Path) -> World {
-        let mut world = World::open(dir, at("12:00:00")).await;
+    pub async fn new(site: &Site) -> World {
+        let mut world = World::open(site, at("12:00:00")).await;
         world.deploy("one").await;
         world
     }
 
-    pub async fn open(dir: &Path, now: Millis) -> World {
+    pub async fn open(site: &Site, now: Millis) -> World {
         let clock = Arc::new(ManualClock::new(now));
-        let log = World::open_log(dir, &clock);
-        let warehouse = Warehouse::open(&dir.join("warehouse"), settings(), clock.clone()).await.unwrap();
-        World::with(dir, clock, log, warehouse).await
+        let log = World::open_log(site.path(), &clock);
+        let warehouse = site.warehouse(&clock).await.unwrap();
+        World::with(site, clock, log, warehouse).await
     }
 
     pub fn open_log(dir: &Path, clock: &Arc<ManualClock>) -> Arc<LocalLog> {
         Arc::new(LocalLog::open(&dir.join("log"), LogSettings::default(), clock.clone()).unwrap().0)
     }
 
-    pub async fn with(dir: &Path, clock: Arc<ManualClock>, log: Arc<LocalLog>, warehouse: Warehouse) -> World {
+    pub async fn with(site: &Site, clock: Arc<ManualClock>, log: Arc<LocalLog>, warehouse: Warehouse) -> World {
         let clicks = log.create_topic("clicks", PARTITIONS).await.unwrap();
         let raw = log.create_topic("raw_clicks", 3).await.unwrap();
         let minutes = log.create_topic("clicks_by_minute", 2).await.unwrap();
         let (loader, deployment, rows, windows) = (None, None, Vec::new(), BTreeMap::new());
-        let dir = dir.to_path_buf();
-        World { dir, clock, log, warehouse, loader, deployment, clicks, raw, minutes, rows, windows }
+        let site = site.clone();
+        World { site, clock, log, warehouse, loader, deployment, clicks, raw, minutes, rows, windows }
     }
 
     /// Dies and starts again: everything that was only in memory is gone.
     pub async fn restart(self) -> World {
-        let World { dir, clock, log, warehouse, loader, deployment, rows, windows, .. } = self;
+        let World { site, clock, log, warehouse, loader, deployment, rows, windows, .. } = self;
         drop((loader, warehouse, log));
-        let mut world = World::open(&dir, clock.now()).await;
+        let mut world = World::open(&site, clock.now()).await;
         (world.deployment, world.rows, world.windows) = (deployment, rows, windows);
         world
     }
@@ -256,32 +281,6 @@ pub fn total() -> ReportQuery {
 
 pub fn by_minute_and_ad() -> ReportQuery {
     ReportQuery { time: Some(TimeUnit::Minute), dimensions: vec![Dimension::AdId], ..total() }
-}
-
-/// All rows of all tables of a warehouse, sorted, without the times that a clock gave.
-pub async fn dump(warehouse: &Path) -> BTreeMap<String, Vec<String>> {
-    use datafusion::prelude::SessionContext;
-    let mut tables = BTreeMap::new();
-    for entry in std::fs::read_dir(warehouse).unwrap() {
-        let path = entry.unwrap().path();
-        if !path.is_dir() {
-            continue;
-        }
-        let name = path.file_name().unwrap().to_str().unwrap().to_string();
-        let url = deltalake_core::ensure_table_uri(path.to_str().unwrap()).unwrap();
-        let table = deltalake_core::open_table(url).await.unwrap();
-        let session = SessionContext::new();
-        session.register_table("t", table.table_provider().await.unwrap()).unwrap();
-        let except = if name == "closings" { "EXCEPT (finalized_at)" } else { "" };
-        let sql = if name == "closings" { "WHERE kind <> 'begun'" } else { "" };
-        let frame = session.sql(&format!("SELECT * {except} FROM t {sql}")).await.unwrap();
-        let batches = frame.collect().await.unwrap();
-        let text = arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string();
-        let mut rows: Vec<String> = text.lines().filter(|line| line.starts_with('|')).map(String::from).collect();
-        rows.sort();
-        tables.insert(name, rows);
-    }
-    tables
 }
 
 pub fn copy(from: &Path, to: &Path) {
