@@ -74,15 +74,17 @@ async fn an_error_names_the_server_and_the_statement() {
 
     let Some(site) = site().await else { return };
     let reader = site.reader().await;
-    site.run("DROP TABLE db.click_corrections");
+    site.run("RENAME TABLE db.corrections_by_day TO db.elsewhere");
     let error = reader.report(&total()).await.unwrap_err().to_string();
     assert!(error.contains("UNKNOWN_TABLE") && error.contains("SELECT at, texts"), "{error}");
+    site.run("RENAME TABLE db.elsewhere TO db.corrections_by_day");
+    assert_eq!(reader.report(&total()).await.unwrap().clicks, 0);
+
     let short = ServerSettings { statement_timeout: Duration::from_secs(1), ..site.server().unwrap() };
-    site.run(
-        "CREATE OR REPLACE VIEW db.abandoned_closings AS SELECT sleepEachRow(0.1) + number AS number FROM numbers(100)",
-    );
-    site.run("CREATE TABLE db.click_corrections AS db.clicks_by_day");
-    assert!(ClickHouseReports::open(&short).await.is_ok());
+    let reader = ClickHouseReports::open(&short).await.unwrap();
+    site.run("CREATE OR REPLACE VIEW db.abandoned_closings AS SELECT toUInt64(sleep(2)) AS number");
+    let error = reader.report(&total()).await.unwrap_err().to_string();
+    assert!(error.contains("TIMEOUT_EXCEEDED") && error.contains("SELECT at, texts"), "{error}");
 }
 
 /// Two clicks in a minute and one in the next, late ones after it, all closed.
@@ -190,6 +192,7 @@ fn entry(number: u64, kind: EntryKind, digest: &str) -> Entry {
         result_positions: ResultPositions::default(),
         version: 1,
         digest: digest.to_string(),
+        totals: "sum".into(),
         quarantined: vec![(0, 3)],
         finalized_at: at("12:06:00"),
     }

@@ -27,6 +27,7 @@ struct EntryRow {
     positions: String,
     result_positions: String,
     digest: String,
+    totals: String,
     quarantined: String,
     finalized_at_ms: i64,
 }
@@ -49,7 +50,7 @@ pub(super) async fn entries(server: &Server) -> Result<Vec<Entry>> {
     let rows = server
         .rows::<EntryRow>(
             "SELECT number, toString(kind) AS kind, toUnixTimestamp64Milli(through) AS through_ms, version, \
-             toString(log_id) AS log_id, positions, result_positions, digest, quarantined, \
+             toString(log_id) AS log_id, positions, result_positions, digest, totals, quarantined, \
              toUnixTimestamp64Milli(finalized_at) AS finalized_at_ms \
              FROM closings WHERE kind = 'deployment' \
              OR number + 1 >= (SELECT max(number) FROM closings WHERE kind IN ('deployment', 'closing')) \
@@ -87,6 +88,7 @@ impl EntryRow {
                 .map_err(|error| json("result_positions", error))?,
             version: self.version,
             digest: self.digest,
+            totals: self.totals,
             quarantined: serde_json::from_str(&self.quarantined).map_err(|error| json("quarantined", error))?,
             finalized_at: Millis::new(self.finalized_at_ms),
         })
@@ -105,6 +107,7 @@ pub(super) async fn put(server: &Server, entry: &Entry) -> Result<()> {
         json(serde_json::to_string(&entry.positions))?,
         json(serde_json::to_string(&entry.result_positions))?,
         entry.digest.clone(),
+        entry.totals.clone(),
         json(serde_json::to_string(&entry.quarantined))?,
         writer.clone(),
     ];
@@ -112,8 +115,8 @@ pub(super) async fn put(server: &Server, entry: &Entry) -> Result<()> {
     let finalized_at = time(entry.finalized_at);
     let insert = format!(
         "INSERT INTO closings (number, kind, through, version, finalized_at, log_id, positions, result_positions, \
-         digest, quarantined, writer) \
-         SELECT {number}, '{kind}', {through}, {version}, {finalized_at}, ?, ?, ?, ?, ?, ? \
+         digest, totals, quarantined, writer) \
+         SELECT {number}, '{kind}', {through}, {version}, {finalized_at}, ?, ?, ?, ?, ?, ?, ? \
          WHERE (SELECT count() FROM closings WHERE number = {number} AND kind IN {kinds}) = 0"
     );
     let inserted = server.insert_selected(&insert, &texts, &format!("{number} {kinds}")).await;

@@ -185,6 +185,7 @@ CREATE TABLE IF NOT EXISTS closings
     positions        String,
     result_positions String,
     digest           String,
+    totals           String,
     quarantined      String,
     finalized_at     DateTime64(3, 'UTC'),
     writer           String
