@@ -4,6 +4,7 @@
 //!
 //! * [`Settings`]: how Kafka is reached and used
 //! * [`topics`]: makes topics, or says what is wrong with them
+//! * [`groups`]: where others begin to read
 //! * `describe`: what a topic is at this moment
 //! * `query`: questions about topics and offsets
 //! * `known`: the topics in use, which are looked at again and again
@@ -15,6 +16,7 @@
 
 mod consumer;
 mod describe;
+pub mod groups;
 mod known;
 mod producer;
 mod query;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tally::bench::PipelineBench;
+use tally::cluster::{self, deploy::Asked};
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
 use tally::status::say;
@@ -27,6 +28,14 @@ enum Command {
     Up(Up),
     /// Send a believable stream of clicks to a running redirect
     Demo(DemoArgs),
+    /// Run the pipelines over Kafka, on this machine
+    Run(Cluster),
+    /// Read the rows of the pipelines and close minutes, in ClickHouse
+    Load(LoadArgs),
+    /// Make the topics in Kafka, or check them
+    Topics(Cluster),
+    /// Deploy the pipelines to Arroyo
+    Deploy(DeployArgs),
     /// Check the pipeline files without running anything
     Check(Check),
     /// Measure a part on this machine
@@ -86,6 +95,52 @@ impl Up {
     }
 }
 
+/// What all processes of a cluster take.
+#[derive(Args)]
+#[command(after_help = CLUSTER_HELP)]
+struct Cluster {
+    /// Configuration file; docker/cluster.toml in the repository says every key and its default
+    #[arg(long, env = "TALLY_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+const CLUSTER_HELP: &str = "\
+Every key of the file can also be set by a variable, which wins: TALLY_CLUSTER_LATENESS, and with two underscores for a key \
+of a table TALLY_CLUSTER_KAFKA__BROKERS.";
+
+impl Cluster {
+    fn config(&self) -> Result<cluster::config::Config> {
+        let config: cluster::config::Config =
+            serving::config::read(self.config.as_deref(), cluster::config::PREFIX, std::env::vars())?;
+        config.check()?;
+        Ok(config)
+    }
+}
+
+#[derive(Args)]
+struct LoadArgs {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Make the tables in ClickHouse, or bring them up to date, and end
+    #[arg(long)]
+    migrate: bool,
+}
+
+#[derive(Args)]
+struct DeployArgs {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Deploy also if nothing has changed: for an engine that lost its way, or result topics that were not read in time
+    #[arg(long)]
+    again: bool,
+    /// Show the steps and take none
+    #[arg(long)]
+    dry_run: bool,
+    /// Show how the pipelines are doing; fails if they do not work
+    #[arg(long, conflicts_with_all = ["again", "dry_run"])]
+    status: bool,
+}
+
 #[derive(Args)]
 struct DemoArgs {
     /// Where the redirect is
@@ -120,7 +175,12 @@ enum Bench {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match serving::process::log_to_stderr("warn").map_err(anyhow::Error::msg).and_then(|()| run(cli)) {
+    // Processes of a cluster have no status line: their log lines say what they do.
+    let level = match cli.command {
+        Command::Run(_) | Command::Load(_) => "info",
+        _ => "warn",
+    };
+    match serving::process::log_to_stderr(level).map_err(anyhow::Error::msg).and_then(|()| run(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tally: {error:#}");
@@ -135,6 +195,23 @@ fn run(cli: Cli) -> Result<()> {
         match cli.command {
             Command::Up(up) => tally::up::up(up.config()?, up.demo).await,
             Command::Demo(args) => demo(args).await,
+            Command::Run(args) => cluster::run::run(args.config()?).await,
+            Command::Load(args) if args.migrate => {
+                let applied = cluster::load::migrate(&args.cluster.config()?).await?;
+                say(&format!("{applied} migrations were applied; the tables are up to date"));
+                Ok(())
+            }
+            Command::Load(args) => cluster::load::load(args.cluster.config()?).await,
+            Command::Topics(args) => cluster::topics::topics(&args.config()?).await,
+            Command::Deploy(args) => {
+                let asked = match args {
+                    DeployArgs { status: true, .. } => Asked::Status,
+                    DeployArgs { dry_run: true, again, .. } => Asked::DryRun { again },
+                    DeployArgs { again: true, .. } => Asked::Again,
+                    _ => Asked::Deploy,
+                };
+                cluster::deploy::deploy(&args.cluster.config()?, asked).await
+            }
             Command::Check(check) => {
                 let config = check.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
                 let folder = check.pipelines.unwrap_or(config.pipelines.clone());

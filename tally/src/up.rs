@@ -210,7 +210,7 @@ async fn reached(mut stage: watch::Receiver<Stage>, wanted: Stage) {
 
 /// Runs the runner on a thread of its own: whole columns are worked on for milliseconds at a time, and no answer is to
 /// wait for that.
-async fn on_a_thread(runner: Runner, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+pub(crate) async fn on_a_thread(runner: Runner, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("runner".into()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

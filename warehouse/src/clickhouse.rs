@@ -1,6 +1,6 @@
 //! The tables on ClickHouse, for any number of reporting nodes.
 //!
-//! * `server`: how the server is spoken to
+//! * `settings`: where it is; `server`: how the server is spoken to
 //! * `migrations`: the schema, as numbered files of SQL
 //! * `block`: rows in the format of inserts
 //! * `step`: the steps of a closing, in blocks
@@ -40,10 +40,12 @@ mod provisional;
 mod query;
 mod reports;
 mod server;
+mod settings;
 mod step;
 
 pub use reports::ClickHouseReports;
 pub use server::ServerSettings;
+pub use settings::ClickHouseSettings;
 
 use crate::backend::{Answer, Backend, Billable, Pending, Provisional, StepRows, View};
 use crate::error::Result;

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tally_log::{Consumer, Log, LogError, Topic};
 use tokio::task::JoinHandle;
 
@@ -27,6 +27,8 @@ use tokio::task::JoinHandle;
 const RECORDS_MAX: usize = 20_000;
 /// How long the loader waits for rows before it looks at everything else.
 const POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether another process deployed, where one can.
+const FOLLOW_EVERY: Duration = Duration::from_secs(1);
 /// Polls that may be empty, in a [`step`](Loader::step), though the topic goes on.
 const EMPTY_POLLS_MAX: usize = 100;
 /// Dimensions that are known before those in use are looked for and the others forgotten.
@@ -159,7 +161,12 @@ impl Loader {
     /// Loads until `shutdown` resolves. Rows are read on while a closing is written.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<()> {
         let mut shutdown = std::pin::pin!(shutdown);
+        let mut followed = Instant::now();
         loop {
+            if self.warehouse.0.backend.publishes() && followed.elapsed() >= FOLLOW_EVERY {
+                self.warehouse.follow().await?;
+                followed = Instant::now();
+            }
             self.follow_deployment().await?;
             let records = self.read([Some(POLL), Some(Duration::from_millis(1))]).await?;
             self.look_at_holes().await?;

@@ -169,6 +169,21 @@ impl Warehouse {
         Ok(Deployment { version, positions, new: true })
     }
 
+    /// Looks for a deployment that another process recorded, and goes on from it if there is one. Does nothing while an
+    /// entry is being written here.
+    pub(crate) async fn follow(&self) -> Result<()> {
+        let Ok(mut sequence) = self.0.sequence.try_lock() else { return Ok(()) };
+        let Some(found) = Sequence::of(self.0.backend.entries().await?) else { return Ok(()) };
+        let version = found.deployment.version;
+        if sequence.as_ref().is_some_and(|known| known.deployment.version >= version) {
+            return Ok(());
+        }
+        tracing::info!(version, "another process deployed a pipeline");
+        *sequence = Some(found);
+        self.0.version.store(version, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Every deployment so far, oldest first.
     pub async fn deployments(&self) -> Result<Vec<Entry>> {
         let mut deployments = self.0.backend.entries().await?;
