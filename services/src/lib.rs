@@ -12,7 +12,7 @@ pub mod redis;
 use std::ffi::OsStr;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,21 @@ impl Server {
         let mut kill = Command::new("kill");
         let status = kill.arg("-s").arg(name).arg(self.id().to_string()).status();
         assert!(status.is_ok_and(|status| status.success()), "cannot signal process {}", self.id());
+    }
+
+    /// Waits for a process that was told to stop; after `wait` it is killed, which its status tells.
+    pub fn wait(mut self, wait: Duration) -> ExitStatus {
+        let until = Instant::now() + wait;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => return status,
+                Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                _ => {
+                    let _ = self.child.kill();
+                    return self.child.wait().expect("a killed child can be waited for");
+                }
+            }
+        }
     }
 
     /// kill -9, as a crash.

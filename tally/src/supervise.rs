@@ -33,7 +33,7 @@ impl Troubles {
 }
 
 /// Runs a part until it ends by itself, which it does when it is told to stop. One that fails is opened again after a
-/// pause, which doubles while it fails at once.
+/// pause, which doubles while it fails at once. Without a `first` it is opened at once.
 ///
 /// # Errors
 ///
@@ -42,7 +42,7 @@ pub async fn supervise<T, O, R>(
     part: &'static str,
     troubles: Troubles,
     [pause_min, pause_max]: [Duration; 2],
-    first: T,
+    first: Option<T>,
     open: impl Fn() -> O,
     run: impl Fn(T) -> R,
     stop: impl Future<Output = ()>,
@@ -52,12 +52,25 @@ where
     R: Future<Output = Result<()>>,
 {
     let mut stop = std::pin::pin!(stop);
-    let mut opened = Ok(first);
+    let mut opened = first;
     let mut pause = pause_min;
     loop {
         let began = Instant::now();
-        let result = match opened {
-            Ok(opened) => run(opened).await,
+        let opening = async {
+            match opened.take() {
+                Some(opened) => Ok(opened),
+                None => open().await,
+            }
+        };
+        let result = tokio::select! {
+            () = &mut stop => return Ok(()),
+            opened = opening => opened,
+        };
+        let result = match result {
+            Ok(opened) => {
+                troubles.set(part, None);
+                run(opened).await
+            }
             Err(error) => Err(error),
         };
         let Err(error) = result else { return Ok(()) };
@@ -71,10 +84,6 @@ where
             () = tokio::time::sleep(pause) => {}
         }
         pause = (pause * 2).min(pause_max);
-        opened = open().await;
-        if opened.is_ok() {
-            troubles.set(part, None);
-        }
     }
 }
 
@@ -104,11 +113,12 @@ mod tests {
             async move { if n == 2 { Ok(()) } else { Err(anyhow!("disk").context("loader")) } }
         };
         let pauses = [Duration::from_millis(1), Duration::from_millis(2)];
-        supervise("loader", troubles.clone(), pauses, 0, open, run, std::future::pending()).await.unwrap();
+        supervise("loader", troubles.clone(), pauses, Some(0), open, run, std::future::pending()).await.unwrap();
         assert_eq!(seen.into_inner().unwrap(), [(0, None), (1, None), (2, None)]);
 
-        let stop = std::future::ready(());
-        let failing = supervise("loader", troubles.clone(), PAUSES, 1, open, |_| async { Err(anyhow!("disk")) }, stop);
+        let stop = tokio::time::sleep(Duration::from_millis(20));
+        let failing =
+            supervise("loader", troubles.clone(), PAUSES, Some(1), open, |_| async { Err(anyhow!("disk")) }, stop);
         assert_eq!(failing.await.unwrap_err().to_string(), "disk");
         assert_eq!(troubles.first().unwrap(), "the loader failed and is tried again: disk");
     }

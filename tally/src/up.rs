@@ -86,8 +86,10 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     };
     let run_runner = move |runner| on_a_thread(runner, reached(stop.clone(), Stage::StopRunner));
     let stopping = reached(stage.subscribe(), Stage::StopRunner);
-    let running =
-        parts.spawn("runner", supervise("runner", troubles.clone(), PAUSES, runner, open_runner, run_runner, stopping));
+    let running = parts.spawn(
+        "runner",
+        supervise("runner", troubles.clone(), PAUSES, Some(runner), open_runner, run_runner, stopping),
+    );
     let stop = stage.subscribe();
     let open_loader = move || {
         let counting = counting.clone();
@@ -98,8 +100,10 @@ async fn run(config: Config, demo: bool) -> Result<()> {
         async move { Ok(loader.run(stop).await?) }
     };
     let stopping = reached(stage.subscribe(), Stage::StopLoader);
-    let loading =
-        parts.spawn("loader", supervise("loader", troubles.clone(), PAUSES, loader, open_loader, run_loader, stopping));
+    let loading = parts.spawn(
+        "loader",
+        supervise("loader", troubles.clone(), PAUSES, Some(loader), open_loader, run_loader, stopping),
+    );
 
     let router = reporting::router(Arc::new(warehouse.clone()), clock.clone());
     let stop = reached(stage.subscribe(), Stage::StopReports);

@@ -1,64 +1,73 @@
 //! `tally load`: reads the result topics and closes minutes.
 
 use super::config::Config;
+use super::run::warehouse;
 use super::{kafka, until_told};
 use crate::supervise::{PAUSES, Troubles, supervise};
 use anyhow::Result;
-use click::{Clock, SystemClock};
 use serving::metrics::Metrics;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tally_log::Log;
 use warehouse::clickhouse::ClickHouse;
-use warehouse::{Loader, Settings, Topics, Warehouse};
+use warehouse::{Loader, Topics, Warehouse};
 
 /// Brings the schema up to date.
 pub async fn migrate(config: &Config) -> Result<u64> {
     Ok(ClickHouse::migrate(&config.clickhouse.server()).await?)
 }
 
-/// The loader, with the warehouse that it writes to: both begin anew after a failure, since somebody else may have
-/// written an entry.
-struct Loading {
-    warehouse: Warehouse,
-    loader: Loader,
-}
+/// How often it is looked whether a first pipeline was deployed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The warehouse that was opened last: its status is told.
+type Newest = Arc<Mutex<Option<Warehouse>>>;
 
 pub async fn load(config: Config) -> Result<()> {
     let log = kafka(&config)?;
-    let (of, from): (Config, Arc<dyn Log>) = (config.clone(), log.clone());
-    let open = move || open(of.clone(), from.clone());
-    let loading = open().await?;
-    // The newest warehouse is the one whose status is told.
-    let newest = Arc::new(Mutex::new(loading.warehouse.clone()));
+    // What is wrong with the warehouse is said before anything is started.
+    let newest: Newest = Arc::new(Mutex::new(Some(warehouse(&config).await?)));
     let troubles = Troubles::default();
     let mut metrics = Metrics::default();
-    redirect::metrics::kafka(&mut metrics, log);
+    redirect::metrics::kafka(&mut metrics, log.clone());
     load_metrics(&mut metrics, newest.clone(), troubles.clone());
     let of = troubles.clone();
     until_told(config.load.admin_listen, metrics, troubles, move |stop| {
         let stopping = stop.clone();
-        let run = move |Loading { warehouse, loader }: Loading| {
-            *newest.lock().unwrap_or_else(PoisonError::into_inner) = warehouse;
+        let open = move || open(config.clone(), log.clone(), newest.clone());
+        let run = move |loader: Loader| {
             let stop = stop.clone();
             async move { Ok(loader.run(stop.told()).await?) }
         };
-        async move { supervise("loader", of, PAUSES, loading, open, run, stopping.told()).await }
+        async move { supervise("loader", of, PAUSES, None, open, run, stopping.told()).await }
     })
     .await
 }
 
-async fn open(config: Config, log: Arc<dyn Log>) -> Result<Loading> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let settings = Settings { lateness: config.lateness(), ..Settings::default() };
-    let backend = Arc::new(ClickHouse::open(&config.clickhouse.server()).await?);
-    let warehouse = Warehouse::open_on(backend, settings, clock).await?;
-    let loader = Loader::start(&warehouse, log, Topics::default()).await?;
-    Ok(Loading { warehouse, loader })
+/// A loader on the warehouse as it is now: after a failure both begin anew, since somebody else may have put an entry.
+/// Waits for the first deployment.
+async fn open(config: Config, log: Arc<dyn Log>, newest: Newest) -> Result<Loader> {
+    let mut said = false;
+    loop {
+        let warehouse = warehouse(&config).await?;
+        *newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(warehouse.clone());
+        match Loader::start(&warehouse, log.clone(), Topics::default()).await {
+            Err(warehouse::Error::NotDeployed) if !said => {
+                tracing::info!("waiting for the first deployment, by `tally run` or `tally deploy`");
+                said = true;
+            }
+            Err(warehouse::Error::NotDeployed) => {}
+            Err(error) => return Err(error.into()),
+            Ok(loader) => return Ok(loader),
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
-fn load_metrics(metrics: &mut Metrics, newest: Arc<Mutex<Warehouse>>, troubles: Troubles) {
+fn load_metrics(metrics: &mut Metrics, newest: Newest, troubles: Troubles) {
     metrics.read(move |scrape| {
-        let status = newest.lock().unwrap_or_else(PoisonError::into_inner).status();
+        let newest = newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let status = newest.map(|warehouse| warehouse.status()).unwrap_or_default();
         let through = status.complete_through.get() as f64 / 1000.0;
         scrape.gauge("tally_load_complete_through_timestamp_seconds", "Minutes before this are final", through)?;
         scrape.counters("tally_load_rows", "Raw rows that were counted, by verdict", "verdict", &status.verdicts)?;

@@ -46,7 +46,7 @@ pub async fn run(config: Config) -> Result<()> {
         async move {
             let looking = look(config, log, clicks, counters, lag);
             tokio::select! {
-                ended = supervise("runner", of, PAUSES, runner, open, run, stopping.told()) => ended,
+                ended = supervise("runner", of, PAUSES, Some(runner), open, run, stopping.told()) => ended,
                 never = looking => never,
             }
         }

@@ -1,0 +1,167 @@
+//! The processes of a cluster, each alone: real Kafka, Redis and ClickHouse, real HTTP, real time. Every one of them is
+//! killed under load and started again, and what is reported is judged from the answers that browsers received.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../oracle/judge.rs"]
+mod judge;
+mod processes;
+
+use click::{ClickId, Clock, Millis, SystemClock};
+use judge::{Cells, Judge};
+use processes::{Cluster, Name};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+const PERSON: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
+const BOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
+/// Ad, campaign and publisher, as the sample catalog has them.
+const AD: [&str; 3] = ["ad_9", "cmp_7", "pub_4"];
+const COUNTRIES: [&str; 3] = ["DE", "US", "IN"];
+
+/// Sends one request, and tells the judge what came of it.
+async fn send(
+    client: reqwest::Client,
+    judge: Arc<Mutex<Judge>>,
+    url: String,
+    impression: String,
+    agent: &str,
+    country: &str,
+) {
+    let [ad, campaign, publisher] = AD;
+    let dimensions = [ad, campaign, publisher, country, "desktop"].map(String::from);
+    let eligible = agent == PERSON;
+    let began = SystemClock.now();
+    let url = format!("{url}/api/v1/click/{impression}?ad_id={ad}&campaign_id={campaign}");
+    let answer = client.get(url).header("User-Agent", agent).header("X-Country", country).send().await;
+    let mut judge = judge.lock().unwrap();
+    match answer {
+        Ok(answer) if answer.status() == 302 => {
+            let id: ClickId = answer.headers()["x-click-id"].to_str().unwrap().parse().unwrap();
+            match eligible {
+                true => judge.answered_at(&impression, id, 0, &dimensions),
+                false => judge.ineligible += 1,
+            }
+        }
+        // The process went away, or said that it could not record it: the click may be in the log or not.
+        Ok(answer) => {
+            assert_eq!(answer.status(), 503);
+            judge.unanswered(&impression, &minutes(began), &dimensions);
+        }
+        Err(_) if eligible => judge.unanswered(&impression, &minutes(began), &dimensions),
+        Err(_) => {}
+    }
+}
+
+/// The minutes in which a request may have come in that began then and has ended now.
+fn minutes(began: Millis) -> Vec<click::Minute> {
+    let (mut at, last) = (began.minute(), SystemClock.now().minute());
+    let mut minutes = vec![at];
+    while at < last {
+        at = at.end().minute();
+        minutes.push(at);
+    }
+    minutes
+}
+
+/// What a reporting node says of every cell.
+fn cells(report: &Value) -> Cells {
+    let mut cells = Cells::new();
+    for row in report["rows"].as_array().unwrap() {
+        let text = |name: &str| row[name].as_str().unwrap().to_string();
+        let minute = text("minute").parse::<Millis>().unwrap().minute();
+        let cell = (minute, text("adId"), text("campaignId"), text("publisherId"), text("country"), text("device"));
+        assert!(cells.insert(cell, row["clicks"].as_i64().unwrap()).is_none(), "a row twice: {row}");
+    }
+    cells
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_process_is_killed_under_load_and_the_oracle_holds() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    let seed = rand::random::<u64>();
+    println!("seed {seed}");
+    let mut rng = StdRng::seed_from_u64(seed);
+    let client = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(Duration::from_secs(20))
+        .build()
+        .unwrap();
+    let judge = Arc::new(Mutex::new(Judge::default()));
+    let mut kills = vec![
+        Name::Redirect(0),
+        Name::Run,
+        Name::Load,
+        Name::Reporting(0),
+        Name::Redirect(1),
+        Name::Redis,
+        Name::Kafka,
+        Name::Load,
+        Name::Run,
+    ];
+    let mut requests = JoinSet::new();
+    let (began, mut number) = (Instant::now(), 0_u32);
+    let mut next_kill = Duration::from_secs(4);
+    while !kills.is_empty() || began.elapsed() < next_kill {
+        for _ in 0..4 {
+            // New impressions, and clicks again on earlier ones; programs as well as people.
+            number += 1;
+            let impression = match rng.random_range(0..10) {
+                0..7 => number,
+                _ => rng.random_range(1..=number),
+            };
+            let agent = if rng.random_bool(0.1) { BOT } else { PERSON };
+            let country = COUNTRIES[impression as usize % COUNTRIES.len()];
+            let url = cluster.redirect(rng.random_range(0..2));
+            let impression = format!("imp_{seed}_{impression}");
+            requests.spawn(send(client.clone(), judge.clone(), url, impression, agent, country));
+        }
+        if began.elapsed() >= next_kill && !kills.is_empty() {
+            let name = kills.remove(0);
+            println!("{:?}: kill -9 {name:?}", began.elapsed());
+            cluster.kill(name);
+            tokio::time::sleep(Duration::from_millis(rng.random_range(0..1_500))).await;
+            tokio::task::block_in_place(|| cluster.start_again(name));
+            next_kill = began.elapsed() + Duration::from_secs(4);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while let Some(sent) = requests.join_next().await {
+        sent.unwrap();
+    }
+    let ended = SystemClock.now();
+    let judge = Arc::try_unwrap(judge).unwrap().into_inner().unwrap();
+    println!("{number} requests, {} impressions must be billed, {} were a program's", judge.must(), judge.ineligible);
+    assert!(judge.must() > 200, "most of the clicks were answered");
+
+    // Provisional first: everything is on the reports soon, on both nodes.
+    for node in [0, 1] {
+        let report =
+            cluster.wait_for(node, Duration::from_secs(60), |report| judge.check(&cells(report)).is_ok()).await;
+        assert!(report["completeThrough"].as_str().unwrap() <= ended.to_string().as_str());
+    }
+    // Final when the minute, its lateness and the slack have passed.
+    let through = ended.minute().end();
+    let report = cluster
+        .wait_for(0, Duration::from_secs(180), |report| {
+            report["completeThrough"].as_str().unwrap().parse::<Millis>().unwrap() >= through
+        })
+        .await;
+    judge.check(&cells(&report)).unwrap();
+    assert!(report["rows"].as_array().unwrap().iter().all(|row| row["provisional"] != true), "{report}");
+    let other = cluster.report(1).await;
+    assert_eq!(cells(&other), cells(&report));
+
+    // Each tells operators how it is doing, and stops when it is told to.
+    for name in [Name::Redirect(0), Name::Redirect(1), Name::Run, Name::Load, Name::Reporting(0), Name::Reporting(1)] {
+        let metrics = cluster.admin(name, "/metrics").await;
+        assert!(metrics.1.contains("tally_") && metrics.1.ends_with("# EOF\n"), "{name:?}: {}", metrics.1);
+        assert_eq!(cluster.admin(name, "/healthz").await.0, 200, "{name:?}");
+        let ready = cluster.admin(name, "/readyz").await;
+        assert_eq!(ready.0, 200, "{name:?}: {}", ready.1);
+    }
+    cluster.stop();
+}

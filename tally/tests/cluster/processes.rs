@@ -1,0 +1,207 @@
+//! The servers and processes of a cluster on loopback.
+
+use serde_json::Value;
+use services::clickhouse::{ClickHouse, Database};
+use services::kafka::Kafka;
+use services::redis::Redis;
+use services::{Server, free_port};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    Kafka,
+    Redis,
+    Redirect(usize),
+    Run,
+    Load,
+    Reporting(usize),
+}
+
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    kafka: Kafka,
+    redis: Redis,
+    database: Database,
+    /// Public port, where there is one, and the operators'.
+    ports: BTreeMap<Name, [u16; 2]>,
+    running: BTreeMap<Name, Server>,
+    client: reqwest::Client,
+}
+
+/// A binary of the workspace; cargo puts all of them into one folder.
+fn binary(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_tally")).with_file_name(name);
+    assert!(path.is_file(), "{} is missing: test the whole workspace, or build it first", path.display());
+    path
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+impl Cluster {
+    /// Starts everything, or says which server this machine does not have.
+    pub fn start() -> Option<Cluster> {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            path
+        };
+        let database = Database::new(ClickHouse::shared()?);
+        let redis = Redis::start(&folder("redis"), &[])?;
+        let kafka = Kafka::start(&folder("kafka"))?;
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
+        let names =
+            [Name::Redirect(0), Name::Redirect(1), Name::Run, Name::Load, Name::Reporting(0), Name::Reporting(1)];
+        let ports = names.into_iter().map(|name| (name, [free_port(), free_port()])).collect();
+        let mut cluster = Cluster { dir, kafka, redis, database, ports, running: BTreeMap::new(), client };
+        cluster.once(&["topics"]);
+        cluster.once(&["topics"]);
+        cluster.once(&["load", "--migrate"]);
+        for name in names {
+            cluster.start_again(name);
+        }
+        Some(cluster)
+    }
+
+    /// Runs a command of `tally` to its end.
+    fn once(&self, arguments: &[&str]) {
+        let output = self.command(binary("tally"), "TALLY_CLUSTER_").args(arguments).output().unwrap();
+        let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        assert!(output.status.success(), "tally {arguments:?}: {out}{err}");
+    }
+
+    /// A command with everything that several processes are told, by variables.
+    fn command(&self, binary: PathBuf, prefix: &str) -> Command {
+        let mut command = Command::new(binary);
+        let mut set = |name: &str, value: &str| {
+            command.env(format!("{prefix}{name}"), value);
+        };
+        if prefix != "TALLY_REPORTING_" {
+            set("KAFKA__BROKERS", &format!("[\"127.0.0.1:{}\"]", self.kafka.port()));
+            set("KAFKA__SINGLE_NODE", "true");
+            set("KAFKA__REPLICATION", "1");
+        }
+        if prefix != "TALLY_REDIRECT_" {
+            set("CLICKHOUSE__URL", &self.database.server.url);
+            set("CLICKHOUSE__DATABASE", &self.database.name);
+            if let Some((user, password)) = &self.database.server.user {
+                set("CLICKHOUSE__USER", user);
+                set("CLICKHOUSE__PASSWORD", password);
+            }
+        }
+        if prefix == "TALLY_CLUSTER_" {
+            set("PIPELINES", &root().join("pipelines").display().to_string());
+            set("LATENESS", "3s");
+            set("SLACK", "1s");
+            set("RUN__DATA", &self.dir.path().join("run").display().to_string());
+        }
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a process that does not run.
+    pub fn start_again(&mut self, name: Name) {
+        let ports = self.ports.get(&name).copied().unwrap_or_default();
+        let [public, admin] = ports.map(|port| format!("127.0.0.1:{port}"));
+        let (mut command, port) = match name {
+            Name::Kafka => return self.kafka.restart(),
+            Name::Redis => return self.redis.start_again(),
+            Name::Redirect(_) => {
+                let mut command = self.command(binary("tally-redirect"), "TALLY_REDIRECT_");
+                command.env("TALLY_REDIRECT_LISTEN", public).env("TALLY_REDIRECT_ADMIN_LISTEN", admin);
+                command.env("TALLY_REDIRECT_CATALOG", root().join("catalog/sample.csv"));
+                command.env("TALLY_REDIRECT_IP_HASH_KEY", "a secret of this test");
+                command.env("TALLY_REDIRECT_TRUSTED_PROXIES", "[\"127.0.0.1\"]");
+                command.env("TALLY_REDIRECT_SEEN__URL", self.redis.url());
+                (command, ports[0])
+            }
+            Name::Run => {
+                let mut command = self.command(binary("tally"), "TALLY_CLUSTER_");
+                command.arg("run").env("TALLY_CLUSTER_RUN__ADMIN_LISTEN", admin);
+                (command, ports[1])
+            }
+            Name::Load => {
+                let mut command = self.command(binary("tally"), "TALLY_CLUSTER_");
+                command.arg("load").env("TALLY_CLUSTER_LOAD__ADMIN_LISTEN", admin);
+                // It waits for the first deployment, which `tally run` makes.
+                (command, ports[1])
+            }
+            Name::Reporting(_) => {
+                let mut command = self.command(binary("tally-reporting"), "TALLY_REPORTING_");
+                command.env("TALLY_REPORTING_LISTEN", public).env("TALLY_REPORTING_ADMIN_LISTEN", admin);
+                (command, ports[0])
+            }
+        };
+        command.env("TALLY_LOG", "info");
+        let output = self.dir.path().join(format!("{name:?}.out"));
+        self.running.insert(name, Server::start(command, port, &output, Duration::from_secs(60)));
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, name: Name) {
+        match name {
+            Name::Kafka => self.kafka.kill(),
+            Name::Redis => self.redis.kill(),
+            name => self.running.remove(&name).unwrap().kill(),
+        }
+    }
+
+    /// Tells every process to stop, and waits until it has.
+    pub fn stop(&mut self) {
+        for (name, server) in std::mem::take(&mut self.running) {
+            server.signal("TERM");
+            let status = server.wait(Duration::from_secs(30));
+            let output = std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out"))).unwrap();
+            assert!(status.success(), "{name:?} ended with {status}: {output}");
+            assert!(output.contains("stopped"), "{name:?}: {output}");
+        }
+    }
+
+    pub fn redirect(&self, node: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[&Name::Redirect(node)][0])
+    }
+
+    /// Status and body of what a process says to operators.
+    pub async fn admin(&self, name: Name, path: &str) -> (u16, String) {
+        let url = format!("http://127.0.0.1:{}{path}", self.ports[&name][1]);
+        let answer = self.client.get(url).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Every cell, by one of the reporting nodes.
+    pub async fn report(&self, node: usize) -> Value {
+        let port = self.ports[&Name::Reporting(node)][0];
+        let group_by = "minute,ad_id,campaign_id,publisher_id,country,device";
+        let url = format!("http://127.0.0.1:{port}/api/v1/reports/clicks?groupBy={group_by}&limit=100000");
+        let answer = self.client.get(url).send().await.unwrap();
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap();
+        assert!(status.is_success(), "{body}");
+        body
+    }
+
+    /// Asks until a report says so.
+    pub async fn wait_for(&self, node: usize, most: Duration, said: impl Fn(&Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let report = self.report(node).await;
+            if said(&report) {
+                println!("a report said so after {:?}", began.elapsed());
+                return report;
+            }
+            if began.elapsed() > most {
+                for name in self.running.keys() {
+                    let output = std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out")));
+                    println!("{name:?}:\n{}", output.unwrap_or_default());
+                }
+                panic!("no report said so within {most:?}: {report}");
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+}
