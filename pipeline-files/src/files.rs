@@ -55,8 +55,13 @@ impl PipelineFiles {
     }
 
     /// What makes two deployments the same: the text of the files with the settings that counts depend on, and the
-    /// sources of the functions they call.
-    pub fn digest(&self, lateness: Lateness, horizon_ms: i64) -> Result<String, SqlError> {
+    /// functions that the engine is given, each as its name and its source.
+    pub fn digest<'a>(
+        &self,
+        lateness: Lateness,
+        horizon_ms: i64,
+        functions: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<String, SqlError> {
         let mut digest = Sha256::new();
         let mut add = |text: &str| {
             digest.update((text.len() as u64).to_le_bytes());
@@ -67,9 +72,9 @@ impl PipelineFiles {
             add(Path::new(name).file_name().and_then(|name| name.to_str()).unwrap_or(name));
             add(&fill(name, text, &of_nobody(lateness))?);
         }
-        for function in udfs::sources().iter().filter(|function| function.linked) {
-            add(function.name);
-            add(function.source);
+        for (name, source) in functions {
+            add(name);
+            add(source);
         }
         add(&horizon_ms.to_string());
         let bytes = digest.finalize();

@@ -33,4 +33,4 @@ mod window;
 pub use claims::{ClaimsSettings, VersionStart};
 pub use error::RunError;
 pub use pipeline_files::{PipelineFiles, ReadError, SqlError};
-pub use runner::{Runner, RunnerCounters, RunnerSettings, check};
+pub use runner::{Runner, RunnerCounters, RunnerSettings, check, digest};

@@ -57,6 +57,15 @@ pub async fn check(files: &PipelineFiles, lateness: Lateness) -> Result<(), SqlE
     Ok(())
 }
 
+/// What makes two deployments to this runner the same: files, settings that counts depend on, and functions.
+pub fn digest(files: &PipelineFiles, lateness: Lateness, horizon_ms: i64) -> Result<String, SqlError> {
+    files.digest(
+        lateness,
+        horizon_ms,
+        udfs::sources().iter().filter(|function| function.linked).map(|function| (function.name, function.source)),
+    )
+}
+
 /// The pipelines of one deployment.
 pub struct Runner {
     pipelines: Vec<Pipeline>,

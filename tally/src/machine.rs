@@ -83,7 +83,7 @@ impl Machine {
         let horizon_ms = config.dedup_horizon.as_millis() as i64;
         let files = PipelineFiles::read(&config.pipelines)?;
         runner::check(&files, lateness).await?;
-        let digest = files.digest(lateness, horizon_ms)?;
+        let digest = runner::digest(&files, lateness, horizon_ms)?;
         let catalog = Arc::new(catalog(config)?);
 
         let data = &config.data;

@@ -128,6 +128,22 @@ async fn a_changed_pipeline_is_a_new_version_and_so_is_one_again() {
     }
 }
 
+/// Also one that no other engine is given.
+#[tokio::test]
+async fn a_changed_function_is_a_new_version() {
+    let (fake, files, settings) = (running().await, files(), settings());
+    let arroyo = fake.serve().await;
+    let mut functions = functions();
+    let changed = CLAIM_CLICK.replace("600s", "700s");
+    assert_ne!(changed, CLAIM_CLICK);
+    functions.retain(|function| function.name != "claim_click");
+    functions.push(Source { name: "claim_click", source: Box::leak(changed.into_boxed_str()) });
+    let deployer =
+        Deployer { arroyo: &arroyo, cluster: &fake, files: &files, functions: &functions, settings: &settings };
+    let plan = deployer.plan(false).await.unwrap();
+    assert!(plan.to_string().contains("record version 2: SQL, a function or a setting has changed"), "{plan}");
+}
+
 #[tokio::test]
 async fn a_plan_shows_its_steps_and_changes_nothing() {
     let fake = running().await;

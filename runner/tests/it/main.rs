@@ -189,10 +189,10 @@ async fn a_damaged_checkpoint_or_lost_claims_stop_it() {
 
 #[test]
 fn a_digest_is_of_what_is_counted() {
-    let of = |files: &PipelineFiles, lateness| files.digest(lateness, 86_400_000).unwrap();
+    let of = |files: &PipelineFiles, lateness| runner::digest(files, lateness, 86_400_000).unwrap();
     let same = of(&files(), Lateness::DEFAULT);
     assert_eq!(same, of(&PipelineFiles::one("elsewhere/clicks.sql", SQL), Lateness::DEFAULT));
     assert_ne!(same, of(&changed_files(), Lateness::DEFAULT));
     assert_ne!(same, of(&files(), Lateness { lateness_ms: 1, slack_ms: 1 }));
-    assert_ne!(same, files().digest(Lateness::DEFAULT, 1).unwrap());
+    assert_ne!(same, runner::digest(&files(), Lateness::DEFAULT, 1).unwrap());
 }

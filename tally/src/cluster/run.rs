@@ -59,7 +59,7 @@ async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
     let lateness = config.lateness();
     let files = PipelineFiles::read(&config.pipelines)?;
     runner::check(&files, lateness).await?;
-    let digest = files.digest(lateness, config.horizon_ms())?;
+    let digest = runner::digest(&files, lateness, config.horizon_ms())?;
     let (warehouse, deployment) = deploy(&config, &*log, &digest).await?;
     if deployment.new {
         tracing::info!(version = deployment.version, "deployed: what is not final yet is judged by these pipelines");
