@@ -177,10 +177,12 @@ impl Cluster for Parts<'_> {
     }
 
     async fn announce(&self, _: &Deployment) -> Result<(), ClusterError> {
+        let partitions = self.log.topic(&self.topics.clicks).await?.partitions;
         let known = self.entries().await?.into_iter().map(|entry| claims::Deployment {
             version: entry.version,
             log_id: entry.log_id,
-            positions: entry.positions,
+            // The claims want every partition; one that is not named starts at its beginning.
+            positions: (0..partitions).map(|partition| (partition, entry.positions.get(partition))).collect(),
         });
         let mut claims = Claims::connect(&self.config.claims.url).await?;
         claims.record(&known.collect::<Vec<_>>(), self.config.horizon_ms()).await?;
