@@ -1,5 +1,7 @@
 //! Measurements. None of them is ever asserted: they say what this machine did.
 
+pub mod cluster;
+
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::Args;

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use anyhow::{Context, Result};
-use click::{Clock, Millis};
+use click::{Clock, Millis, Offset, Offsets, Partition};
 use futures::future::BoxFuture;
 use redirect::{Catalog, Secret, SeenInMemory, Service};
 use runner::{ClaimsSettings, PipelineFiles, Runner, RunnerSettings, VersionStart};
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tally_log::local::{LocalLog, Repair, Settings as LogSettings};
 use tally_log::{Log, Topic};
-use warehouse::{Deployment, Loader, Topics, Warehouse};
+use warehouse::{Deployment, Loader, Needed, Topics, Warehouse};
 
 /// The sample catalog ships with the binary.
 pub const SAMPLE_CATALOG: &str = include_str!("../../catalog/sample.csv");
@@ -208,13 +208,37 @@ fn secret(path: &Path) -> Result<Secret> {
     Secret::new(&bytes).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Removes segments of the log that are past the retention, but nothing that the warehouse has not taken over.
-pub async fn retain(log: &LocalLog, config: &Config, now: Millis, complete_through: Millis) -> Result<usize> {
-    let age = config.log_retention.as_millis() as i64;
-    let before = now.plus(-age).min(complete_through.plus(-config.lateness().delay_ms() - 3_600_000));
+/// Removes segments of the log that are past the retention, but nothing that the warehouse still needs. How many.
+pub async fn retain(log: &LocalLog, config: &Config, now: Millis, warehouse: &Warehouse) -> Result<usize> {
+    let Some(Needed { clicks, results }) = warehouse.needed().await else { return Ok(0) };
+    let age_ms = i64::try_from(config.log_retention.as_millis()).unwrap_or(i64::MAX);
+    let names = Topics::default();
     let mut removed = 0;
-    for topic in ["clicks", "raw_clicks", "clicks_by_minute"] {
-        removed += log.retain(topic, before).await?;
+    for (name, needed) in [
+        (names.clicks, clicks),
+        (names.raw_clicks, results.raw_clicks),
+        (names.clicks_by_minute, results.clicks_by_minute),
+    ] {
+        let topic = log.topic(&name).await?;
+        let mut before = Millis::new(now.get().saturating_sub(age_ms));
+        for partition in 0..topic.partitions {
+            if let Some(at) = appended_at(log, &topic, partition, needed.get(partition)).await? {
+                before = before.min(at);
+            }
+        }
+        removed += log.retain(&name, before).await?;
     }
     Ok(removed)
+}
+
+/// When the first record that is held at or after an offset was appended, if there is one.
+async fn appended_at(log: &LocalLog, topic: &Topic, partition: Partition, offset: Offset) -> Result<Option<Millis>> {
+    let held = log.held(topic, partition).await?;
+    let first = offset.max(held.start);
+    if first >= held.end {
+        return Ok(None);
+    }
+    let mut consumer = log.consumer(topic, &Offsets::from_iter([(partition, first)])).await?;
+    let records = consumer.poll(1, Duration::from_secs(10)).await?;
+    Ok(records.first().map(|record| record.appended_at))
 }

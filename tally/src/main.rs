@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tally::bench::PipelineBench;
+use tally::bench::{PipelineBench, cluster::ClusterBench};
 use tally::cluster::{self, deploy::Asked};
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
@@ -171,6 +171,8 @@ struct Check {
 enum Bench {
     /// The pipelines over a log of clicks: JSON in, claims, minute windows, JSON out, all durable
     Pipeline(PipelineBench),
+    /// Clicks at a fixed rate through redirects that run, and how long they take to the reports
+    Cluster(ClusterBench),
 }
 
 fn main() -> ExitCode {
@@ -222,6 +224,7 @@ fn run(cli: Cli) -> Result<()> {
                 Ok(())
             }
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
+            Command::Bench { what: Bench::Cluster(bench) } => bench.run().await,
         }
     })
 }

@@ -129,13 +129,13 @@ async fn run(config: Config, demo: bool) -> Result<()> {
             Ok(())
         })
     });
-    let (kept, settings, through, time) = (log.clone(), config.clone(), warehouse.clone(), clock.clone());
+    let (kept, settings, needed, time) = (log.clone(), config.clone(), warehouse.clone(), clock.clone());
     let stop = reached(stage.subscribe(), Stage::StopReports);
     let retention = parts.spawn("retention", async move {
         let removing = async {
             loop {
                 tokio::time::sleep(RETAIN_EVERY).await;
-                match machine::retain(&kept, &settings, time.now(), through.status().complete_through).await {
+                match machine::retain(&kept, &settings, time.now(), &needed).await {
                     Ok(removed) => tracing::debug!(removed, "segments past the retention"),
                     // What is kept too long costs room, and no click.
                     Err(error) => tracing::error!(error = %format!("{error:#}"), "old segments were not removed"),

@@ -36,4 +36,4 @@ mod warehouse;
 pub use error::{Error, Result};
 pub use loader::{Loader, Status, Step};
 pub use sequence::Deployment;
-pub use warehouse::{Settings, Topics, Warehouse};
+pub use warehouse::{Needed, Settings, Topics, Warehouse};

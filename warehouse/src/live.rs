@@ -75,7 +75,7 @@ pub(crate) struct State {
     /// Minutes before this are final and in `view`.
     pub through: Minute,
     pub view: Arc<dyn View>,
-    /// When the counts were last brought up to date.
+    /// All records that were appended before this are counted.
     pub refreshed_at: Millis,
     pub dimensions: Interner,
     /// Billable rows of minutes that are not final, of the deployed version.

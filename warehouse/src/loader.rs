@@ -36,6 +36,9 @@ const DIMENSIONS_MAX: usize = 1 << 20;
 /// Final minutes whose counts are kept to compare rows that come again with. Each is counted anew when it is asked for.
 const FINAL_MINUTES: usize = 16;
 
+/// How often it is looked at how far the log goes, which costs a question for each partition, in milliseconds.
+const LOOK_EVERY_MS: i64 = 500;
+
 /// How the loader is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
@@ -101,6 +104,8 @@ pub struct Loader {
     /// The closing that is being written.
     closing: Option<JoinHandle<Result<Entry>>>,
     publisher: publish::Publisher,
+    /// When it was last looked at how far the log goes.
+    looked_at: Millis,
 }
 
 struct Run {
@@ -126,7 +131,18 @@ impl Loader {
         let run = Run::begin(warehouse, &log, &topics, [&clicks, &raw_topic, &minutes_topic]).await?;
         let warehouse = warehouse.clone();
         let publisher = publish::Publisher::default();
-        Ok(Loader { warehouse, log, topics, clicks, raw_topic, minutes_topic, run, closing: None, publisher })
+        Ok(Loader {
+            warehouse,
+            log,
+            topics,
+            clicks,
+            raw_topic,
+            minutes_topic,
+            run,
+            closing: None,
+            publisher,
+            looked_at: Millis::default(),
+        })
     }
 
     /// Reads what is in the topics and closes what can be closed, until nothing more can be done.
@@ -149,6 +165,7 @@ impl Loader {
                 step.closings += self.close(true).await?;
             }
             self.look_at_holes().await?;
+            self.look_at_backlog().await?;
             let closings = self.close(true).await?;
             step.closings += closings;
             if closings == 0 {
@@ -170,6 +187,9 @@ impl Loader {
             self.follow_deployment().await?;
             let records = self.read([Some(POLL), Some(Duration::from_millis(1))]).await?;
             self.look_at_holes().await?;
+            if self.warehouse.0.clock.now().get() - self.looked_at.get() >= LOOK_EVERY_MS {
+                self.look_at_backlog().await?;
+            }
             self.close(false).await?;
             self.publish().await;
             // A full poll says that there is more; still the shutdown has to be looked at.
@@ -237,6 +257,20 @@ impl Loader {
             tracing::debug!(reason, "no minute closes");
         }
         status.waiting = waiting;
+    }
+
+    /// Says of when the counts are: of now if there is a row of every record of the log, else of the append time that
+    /// the partitions with more records have come to.
+    async fn look_at_backlog(&mut self) -> Result<()> {
+        self.looked_at = self.warehouse.0.clock.now();
+        let ends = ends(&*self.log, &self.clicks).await?;
+        let behind = self.run.partitions.iter().filter(|(partition, open)| open.frontier() < ends.get(**partition));
+        let read_to = behind.map(|(_, open)| open.reached()).min().unwrap_or(Some(self.looked_at));
+        if let Some(read_to) = read_to {
+            let mut live = self.warehouse.0.live.write();
+            live.refreshed_at = live.refreshed_at.max(read_to);
+        }
+        Ok(())
     }
 
     /// Looks at records whose row has not come though a later one has: in the log itself.

@@ -75,7 +75,7 @@ pub struct Report {
     pub provisional_clicks: i64,
     /// Minutes before this are final.
     pub complete_through: Millis,
-    /// When the provisional counts were last brought up to date.
+    /// All records that were appended before this are counted.
     pub refreshed_at: Millis,
 }
 

@@ -51,6 +51,13 @@ impl Default for Topics {
     }
 }
 
+/// Where each topic is needed from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needed {
+    pub clicks: Offsets,
+    pub results: ResultPositions,
+}
+
 /// A handle on the warehouse. Cheap to clone; answers reports.
 #[derive(Clone)]
 pub struct Warehouse(pub(crate) Arc<Inner>);
@@ -92,9 +99,11 @@ impl Warehouse {
         let sequence = Sequence::of(backend.entries().await?);
         let last = sequence.as_ref().map(|sequence| &sequence.last);
         let through = last.map_or(Minute::from_number(0), |last| last.through);
-        let (number, finalized_at) = last.map_or((0, Millis::default()), |last| (last.number, last.finalized_at));
+        // A closing takes the records that were appended before this.
+        let counted_to = |last: &Entry| last.through.start().plus(settings.lateness.delay_ms());
+        let (number, counted_to) = last.map_or((0, Millis::default()), |last| (last.number, counted_to(last)));
         let view = backend.view(number).await?;
-        let live = Live::new(number, through, view, finalized_at, backend.publishes());
+        let live = Live::new(number, through, view, counted_to, backend.publishes());
         let version = AtomicI64::new(sequence.as_ref().map_or(0, |sequence| sequence.deployment.version));
         let status = Mutex::new(Status { complete_through: through.start(), ..Status::default() });
         let sequence = tokio::sync::Mutex::new(sequence);
@@ -209,6 +218,14 @@ impl Warehouse {
         live.write().go_on(closing.number, closing.through, view);
         (*last, *begun) = (closing, None);
         Ok(())
+    }
+
+    /// The first offsets of the log that the next closing, a restart or a new version still needs: those of the last
+    /// entry. `None` before the first deployment. Waits while a closing is written.
+    pub async fn needed(&self) -> Option<Needed> {
+        let sequence = self.0.sequence.lock().await;
+        let last = &sequence.as_ref()?.last;
+        Some(Needed { clicks: last.positions.clone(), results: last.result_positions.clone() })
     }
 
     /// How the loader is doing.

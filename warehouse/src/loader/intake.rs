@@ -32,7 +32,6 @@ impl Loader {
                 self.run.broken = Some(format!("partition {partition}: {error}"));
             }
         }
-        live.refreshed_at = self.warehouse.0.clock.now();
     }
 
     /// Takes the engine's counts in.
