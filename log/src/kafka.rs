@@ -105,7 +105,7 @@ impl Log for KafkaLog {
 
     async fn consumer(&self, topic: &Topic, start: &Offsets) -> Result<Box<dyn Consumer>, LogError> {
         let (context, query, topic, start) = (self.context.clone(), self.query.clone(), topic.clone(), start.clone());
-        Ok(Box::new(blocking(move || KafkaConsumer::new(context, &query, topic, start)).await?))
+        Ok(Box::new(blocking(move || KafkaConsumer::new(context, query, topic, start)).await?))
     }
 
     async fn held(&self, topic: &Topic, partition: Partition) -> Result<Range<Offset>, LogError> {

@@ -5,7 +5,7 @@
 //! by then, and an id never comes back, so a batch before the answer "still the same" is of the topic that was asked for.
 
 use super::Context;
-use super::query::{Query, same, topic};
+use super::query::{Query, same};
 use super::statistics::Watch;
 use crate::{Consumer, LogError, Record, Topic};
 use async_trait::async_trait;
@@ -49,7 +49,7 @@ pub struct KafkaConsumer {
 
 impl KafkaConsumer {
     /// Blocks until a broker has said what the topic holds.
-    pub fn new(context: Arc<Context>, query: &Query, topic: Topic, start: Offsets) -> Result<Self, LogError> {
+    pub fn new(context: Arc<Context>, query: Arc<Query>, topic: Topic, start: Offsets) -> Result<Self, LogError> {
         query.same(&topic, || {
             for (partition, offset) in start.iter() {
                 in_range(&topic, partition, offset, query.held(&topic, partition)?)?;
@@ -63,7 +63,8 @@ impl KafkaConsumer {
         assigned.map_err(|error| context.failed(format!("read topic {:?}", topic.name), error))?;
         let (sender, batches) = mpsc::channel(BATCHES_MAX);
         let next = start.iter().collect();
-        let reader = Reader { context: context.clone(), client, topic, next, batches: sender, looked: Instant::now() };
+        let looked = Instant::now();
+        let reader = Reader { context: context.clone(), client, query, topic, next, batches: sender, looked };
         // It ends by itself when this consumer is dropped.
         let thread = std::thread::Builder::new().name("kafka-consumer".into()).spawn(move || reader.run());
         thread.map_err(|error| context.failed("start the thread of a consumer", error))?;
@@ -121,6 +122,9 @@ impl Consumer for KafkaConsumer {
 struct Reader {
     context: Arc<Context>,
     client: BaseConsumer<Watch>,
+    /// Has connections of its own: on those that fetch, a question waits until the fetch before it is answered, which
+    /// takes half a second where nothing is appended.
+    query: Arc<Query>,
     topic: Topic,
     /// The next offset of every partition that is read.
     next: BTreeMap<Partition, Offset>,
@@ -175,7 +179,7 @@ impl Reader {
     /// either.
     fn look(&mut self) -> Result<(), LogError> {
         loop {
-            let now = topic(&self.context, &self.client, &self.topic.name);
+            let now = self.query.topic(&self.topic.name);
             self.looked = Instant::now();
             match now {
                 Ok(now) => return same(&self.topic, &now),
@@ -227,9 +231,8 @@ impl Reader {
     /// Finds the partition whose offset a broker refused.
     fn out_of_range(&self, error: KafkaError) -> LogError {
         for (partition, offset) in &self.next {
-            let wait = self.context.settings.request_timeout;
-            let Ok((start, end)) = self.client.fetch_watermarks(&self.topic.name, *partition, wait) else { continue };
-            if let Err(error) = in_range(&self.topic, *partition, *offset, start..end) {
+            let Ok(held) = self.query.held(&self.topic, *partition) else { continue };
+            if let Err(error) = in_range(&self.topic, *partition, *offset, held) {
                 return error;
             }
         }

@@ -252,6 +252,29 @@ mod tests {
         log.append(topic, 0, None, value.to_owned().into()).await?.await
     }
 
+    /// Nobody can say whether it was taken, so its acknowledgement fails; what follows goes through the new producer.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_in_flight_when_idempotence_is_lost_is_not_acknowledged() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(broker) = services::kafka::Kafka::start(dir.path()) else { return };
+        let brokers = vec![format!("127.0.0.1:{}", broker.port())];
+        let settings = Settings { brokers, single_node: true, ..Settings::default() };
+        topics::create_or_check(&settings, &["fatal"]).await.unwrap();
+        let log = KafkaLog::new(settings).unwrap();
+        let topic = log.topic("fatal").await.unwrap();
+        append(&log, &topic, "before").await.unwrap();
+        broker.signal("STOP");
+        let in_flight = log.append(&topic, 0, None, "in flight".into()).await.unwrap();
+        // Also with a record that waits behind the first one, in librdkafka's own queue.
+        let waiting = log.append(&topic, 0, None, "waiting".into()).await.unwrap();
+        describe::provoke_fatal_error(log.producer.shared.current().client());
+        for answer in [in_flight, waiting] {
+            assert!(matches!(answer.await.unwrap_err(), LogError::Kafka { .. }));
+        }
+        broker.signal("CONT");
+        assert!(append(&log, &topic, "after").await.unwrap().offset >= 1);
+    }
+
     /// What librdkafka does when it finds that it can no longer tell whether records were written once.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_producer_that_lost_its_idempotence_is_made_anew() {

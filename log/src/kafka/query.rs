@@ -41,7 +41,18 @@ impl Query {
 
     /// The topic as it is now, with the number of partitions that the settings say.
     pub fn topic(&self, name: &str) -> Result<Topic, LogError> {
-        topic(&self.context, &self.client, name)
+        let described = describe::describe(self.client.client(), name, self.wait());
+        let described = described.map_err(|code| match code {
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
+                LogError::UnknownTopic(name.to_owned())
+            }
+            code => self.context.failed(format!("describe topic {name:?}"), code),
+        })?;
+        let (expected, found) = (self.context.settings.partitions, described.partitions);
+        if found != expected {
+            return Err(LogError::PartitionsChanged { topic: name.to_owned(), expected, found });
+        }
+        Ok(Topic { name: name.to_owned(), log_id: described.log_id, partitions: found })
     }
 
     /// Asks something about a topic, and then whether it was still the same one.
@@ -105,26 +116,6 @@ impl Query {
             std::thread::sleep(ASK_AGAIN);
         }
     }
-}
-
-/// The topic as a broker describes it now to this client, with the number of partitions that the settings say.
-pub fn topic<C: ConsumerContext>(
-    context: &Context,
-    client: &impl rdkafka::consumer::Consumer<C>,
-    name: &str,
-) -> Result<Topic, LogError> {
-    let described = describe::describe(client.client(), name, context.settings.request_timeout);
-    let described = described.map_err(|code| match code {
-        RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
-            LogError::UnknownTopic(name.to_owned())
-        }
-        code => context.failed(format!("describe topic {name:?}"), code),
-    })?;
-    if described.partitions != context.settings.partitions {
-        let (expected, found) = (context.settings.partitions, described.partitions);
-        return Err(LogError::PartitionsChanged { topic: name.to_owned(), expected, found });
-    }
-    Ok(Topic { name: name.to_owned(), log_id: described.log_id, partitions: described.partitions })
 }
 
 /// Whether a topic that was known is still the one that a broker describes.

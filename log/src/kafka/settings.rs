@@ -1,5 +1,6 @@
 //! How Kafka is reached and used.
 
+use super::topics::REPLICATION_MIN;
 use crate::{LogError, RECORD_BYTES_MAX};
 use click::Partition;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -20,7 +21,7 @@ pub struct Settings {
     pub single_node: bool,
     /// Partitions of every topic. A topic with another number is refused.
     pub partitions: Partition,
-    /// Copies of every partition, when a topic is made.
+    /// Copies of every partition, when a topic is made: at least 3. A single node makes one.
     pub replication: u16,
     /// How long a topic keeps its records, when it is made.
     #[serde(deserialize_with = "duration")]
@@ -127,7 +128,8 @@ impl Settings {
         let hours = 3_600_000;
         let requests = self.request_timeout.as_millis();
         within("partitions", self.partitions.max(0) as u128, 1, 10_000, "")?;
-        within("replication", self.replication.into(), 1, 100, "")?;
+        let least = if self.single_node { 1 } else { REPLICATION_MIN as u128 };
+        within("replication", self.replication.into(), least, 100, "")?;
         within("retention", self.retention.as_millis(), hours, 100 * 8_766 * hours, " ms")?;
         within("request_timeout", requests, 100, 300_000, " ms")?;
         within("delivery_timeout", self.delivery_timeout.as_millis(), requests, 24 * hours, " ms")?;
@@ -180,7 +182,8 @@ impl Settings {
                 config.set(name, value);
             }
         }
-        config.set_log_level(RDKafkaLogLevel::Notice);
+        let debug = self.properties.contains_key("debug");
+        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
         config
     }
 
@@ -272,6 +275,7 @@ mod tests {
             assert_eq!(error, format!("Kafka setting {expected}"));
         };
         check(r#"{"brokers": []}"#, r#"brokers = "[]" is not valid: at least one, each as host:port"#);
+        check(r#"{"replication": 2}"#, r#"replication = "2" is not valid: 3 to 100"#);
         check(r#"{"partitions": -3}"#, r#"partitions = "0" is not valid: 1 to 10000"#);
         check(r#"{"delivery_timeout": "1s"}"#, r#"delivery_timeout = "1000" is not valid: 10000 to 86400000 ms"#);
         check(

@@ -41,14 +41,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// What a topic of ours must be set to. A topic that is made gets these.
-struct Wanted {
-    replication: usize,
-    min_insync_replicas: usize,
-}
-
 /// Fewest copies of a partition that survive the loss of one, and still take appends then.
-const REPLICATION_MIN: usize = 3;
+pub(super) const REPLICATION_MIN: usize = 3;
 const INSYNC_MIN: usize = 2;
 
 const SINGLE_NODE: &str = "single_node = true: Kafka has one copy of everything. If its disk is lost, so is every click \
@@ -63,11 +57,6 @@ const SINGLE_NODE: &str = "single_node = true: Kafka has one copy of everything.
 /// topic is no error but a [`Problem`].
 pub async fn create_or_check(settings: &Settings, names: &[&str]) -> Result<Report, LogError> {
     let context = Arc::new(Context::new(settings.clone())?);
-    let wanted = if settings.single_node {
-        Wanted { replication: 1, min_insync_replicas: 1 }
-    } else {
-        Wanted { replication: usize::from(settings.replication).max(REPLICATION_MIN), min_insync_replicas: INSYNC_MIN }
-    };
     let watch = Watch::new(context.statistics.clone());
     let client = AdminClient::from_config_and_context(&settings.query(), watch);
     let admin = Admin { client: Arc::new(client.map_err(super::settings::refused)?), context };
@@ -83,7 +72,7 @@ pub async fn create_or_check(settings: &Settings, names: &[&str]) -> Result<Repo
                 check(settings, name, &described, &set, &mut report);
             }
             None => {
-                admin.create(name, &wanted).await?;
+                admin.create(name).await?;
                 report.created.push((*name).to_owned());
             }
         }
@@ -233,13 +222,16 @@ impl Admin {
     }
 
     /// Makes a topic, and waits until brokers know it.
-    async fn create(&self, name: &str, wanted: &Wanted) -> Result<(), LogError> {
+    async fn create(&self, name: &str) -> Result<(), LogError> {
         let settings = &self.context.settings;
         let failed = |error: KafkaError| self.context.failed(format!("make topic {name:?}"), error);
         let (retention, largest) = (settings.retention.as_millis().to_string(), BATCH_BYTES_MAX.to_string());
-        let insync = wanted.min_insync_replicas.to_string();
-        let replication = TopicReplication::Fixed(wanted.replication as i32);
-        let topic = NewTopic::new(name, settings.partitions, replication)
+        let (replicas, insync) = match settings.single_node {
+            true => (1, 1),
+            false => (settings.replication, INSYNC_MIN),
+        };
+        let insync = insync.to_string();
+        let topic = NewTopic::new(name, settings.partitions, TopicReplication::Fixed(replicas.into()))
             .set("message.timestamp.type", "LogAppendTime")
             .set("cleanup.policy", "delete")
             .set("retention.ms", &retention)
