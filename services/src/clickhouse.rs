@@ -2,6 +2,7 @@
 //! behind `dev/clickhouse`, started once a test binary, which ends with the binary.
 
 use crate::{Server, free_port, skip};
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -15,7 +16,7 @@ pub struct ClickHouse {
     pub url: String,
     /// User and password.
     pub user: Option<(String, String)>,
-    _server: Option<Server>,
+    server: Option<Server>,
 }
 
 /// A statement that the server did not carry out is a mistake of the test's.
@@ -32,8 +33,19 @@ impl ClickHouse {
         if let Ok(url) = std::env::var("CLICKHOUSE_URL") {
             let password = std::env::var("CLICKHOUSE_PASSWORD").unwrap_or_default();
             let user = std::env::var("CLICKHOUSE_USER").ok().map(|user| (user, password));
-            return Some(ClickHouse { url: url.trim_end_matches('/').to_string(), user, _server: None });
+            return Some(ClickHouse { url: url.trim_end_matches('/').to_string(), user, server: None });
         }
+        let output = std::env::temp_dir().join(format!("tally-clickhouse-{}.log", std::process::id()));
+        ClickHouse::engine(&[], free_port(), &output)
+    }
+
+    /// An engine of a test's own with its tables in this folder, so that it can be killed and started again.
+    pub fn start_in(folder: &Path, port: u16) -> Option<ClickHouse> {
+        let tables = folder.join("tables");
+        ClickHouse::engine(&["--dir".as_ref(), tables.as_os_str()], port, &folder.join("clickhouse.log"))
+    }
+
+    fn engine(arguments: &[&OsStr], port: u16, output: &Path) -> Option<ClickHouse> {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dev/clickhouse");
         let fetched = Command::new(&program).arg("check").output();
         match fetched {
@@ -41,13 +53,18 @@ impl ClickHouse {
             Ok(output) => return skip("ClickHouse", String::from_utf8_lossy(&output.stderr).trim()),
             Err(error) => return skip("ClickHouse", &format!("cannot run {}: {error}", program.display())),
         }
-        let port = free_port();
         let mut command = Command::new(&program);
-        command.args(["run", "--follow", "--port"]).arg(port.to_string());
-        let output = std::env::temp_dir().join(format!("tally-clickhouse-{}.log", std::process::id()));
-        let server = Server::start(command, port, &output, Duration::from_secs(60));
+        command.args(["run", "--follow", "--port"]).arg(port.to_string()).args(arguments);
+        let server = Server::start(command, port, output, Duration::from_secs(60));
         let url = format!("http://127.0.0.1:{port}");
-        Some(ClickHouse { url, user: None, _server: Some(server) })
+        Some(ClickHouse { url, user: None, server: Some(server) })
+    }
+
+    /// kill -9, if it is an engine of this test's.
+    pub fn kill(self) {
+        if let Some(server) = self.server {
+            server.kill();
+        }
     }
 
     /// Runs a statement and answers its text.

@@ -204,7 +204,7 @@ async fn of_all_who_put_one_number_one_has_it() {
     let first = entry(0, EntryKind::Deployment, "it's \\ a ? \"digest\"");
     let backend = site.backend().await.unwrap();
     backend.put_entry(&first).await.unwrap();
-    assert_eq!(backend.entries().await.unwrap(), [first.clone()], "read back as it was written");
+    assert_eq!(backend.entries().await.unwrap(), std::slice::from_ref(&first), "read back as it was written");
     for round in 1..4_u64 {
         let mut tasks = Vec::new();
         for writer in 0..8 {
@@ -328,4 +328,51 @@ async fn an_epoch_outlives_a_newer_one_by_ten_minutes() {
     let kept: BTreeMap<&str, usize> = BTreeMap::from([("2", 1), ("4", 1)]);
     let published = site.run("SELECT epoch FROM db.publications ORDER BY epoch");
     assert_eq!(published.lines().map(|line| (line, 1)).collect::<BTreeMap<_, _>>(), kept);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_has_all_that_it_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = services::free_port();
+    let Some(mut server) = Service::start_in(folder.path(), port) else { return };
+    let settings =
+        ServerSettings { statement_timeout: Duration::from_secs(20), ..ServerSettings::new(&server.url, "t") };
+    ClickHouse::migrate(&settings).await.unwrap();
+    let backend = ClickHouse::open(&settings).await.unwrap();
+    let count = |number: u64, ad: usize| Count {
+        minute: at("12:00:00").minute().start().plus(number as i64 * 60_000).minute(),
+        dimensions: dimensions(&format!("ad_{ad}")),
+        clicks: 1 + ad as i64,
+    };
+    for number in 0..6_u64 {
+        backend.put_entry(&entry(number, EntryKind::Begun, "")).await.unwrap();
+        let mut minutes = backend.clicks_by_minute(number).await.unwrap().unwrap();
+        minutes.write(&(0..100).map(|ad| count(number, ad)).collect::<Vec<_>>()).await.unwrap();
+        minutes.commit().await.unwrap();
+        if number % 2 == 1 {
+            // It died before it noted that the step was done.
+            server.query("TRUNCATE TABLE t.closing_steps");
+        }
+        server.kill();
+        let error = backend.entries().await.unwrap_err().to_string();
+        assert!(error.contains(&settings.url) && error.contains("FROM closings"), "{error}");
+        server = Service::start_in(folder.path(), port).unwrap();
+        let begun = backend.entries().await.unwrap().into_iter().filter(|entry| entry.kind == EntryKind::Begun);
+        assert_eq!(begun.map(|entry| entry.number).max(), Some(number));
+        match backend.clicks_by_minute(number).await.unwrap() {
+            None => assert_eq!(number % 2, 0),
+            Some(mut minutes) => {
+                minutes.write(&(0..100).map(|ad| count(number, ad)).collect::<Vec<_>>()).await.unwrap();
+                minutes.commit().await.unwrap();
+            }
+        }
+        backend.put_entry(&entry(number, EntryKind::Closing, "")).await.unwrap();
+    }
+    let counted = server.query("SELECT count(), sum(clicks) FROM t.clicks_by_minute FINAL");
+    assert_eq!(counted, "600\t30300\n");
+    assert_eq!(
+        backend.view(5).await.unwrap().report(&total(), at("12:06:00").minute(), vec![]).await.unwrap().clicks,
+        30300
+    );
+    server.kill();
 }
