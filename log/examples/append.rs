@@ -2,7 +2,7 @@
 //! Kafka with one broker (such as `dev/kafka run --port 9092 --temporary`).
 //!
 //!     cargo run --release -p tally-log --example append -- [--seconds 5] [--appenders 64] [--bytes 300] [--dir .]
-//!         [--kafka 127.0.0.1:9092 [--property NAME=VALUE]]
+//!         [--kafka 127.0.0.1:9092 [--linger-ms 1] [--property NAME=VALUE]]
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -50,6 +50,7 @@ async fn on_kafka(brokers: String) {
     let settings = kafka::Settings {
         brokers: vec![brokers],
         single_node: true,
+        linger: Duration::from_millis(flag("--linger-ms", 1)),
         properties: property.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
         ..kafka::Settings::default()
     };
