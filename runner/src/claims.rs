@@ -10,6 +10,8 @@
 
 use click::{LogId, Millis, Offset, Offsets, Partition};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +33,9 @@ impl Default for ClaimsSettings {
 
 /// Claims are kept this long past the horizon, so that a replay finds what it needs.
 const KEPT_PAST_HORIZON_MS: i64 = 3_600_000;
+
+/// Longest key that fjall takes.
+const KEY_BYTES_MAX: usize = u16::MAX as usize;
 
 /// A version of the pipelines, and the place in every partition where it started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -231,11 +236,11 @@ impl Claims {
         for ((span, key), claims) in &changed {
             let keyspace = self.span(*span)?;
             if claims.is_empty() {
-                write.remove(&keyspace, *key);
+                write.remove(&keyspace, stored_key(key).as_ref());
             } else {
                 let mut bytes = Vec::with_capacity(claims.len() * Claim::BYTES);
                 claims.iter().for_each(|claim| claim.write(&mut bytes));
-                write.insert(&keyspace, *key, bytes);
+                write.insert(&keyspace, stored_key(key).as_ref(), bytes);
             }
         }
         write.commit().map_err(|e| self.error(e))?;
@@ -298,7 +303,7 @@ impl Claims {
             return Ok(Some(claims.clone()));
         }
         let Some(keyspace) = self.spans.get(&span) else { return Ok(None) };
-        let Some(bytes) = keyspace.get(key).map_err(|e| self.error(e))? else { return Ok(None) };
+        let Some(bytes) = keyspace.get(stored_key(key).as_ref()).map_err(|e| self.error(e))? else { return Ok(None) };
         let damaged = |what| ClaimsError::Damaged { path: self.path.clone(), key: key.to_string(), what };
         if bytes.len() % Claim::BYTES != 0 {
             return Err(damaged("their length is wrong"));
@@ -364,6 +369,15 @@ impl Claims {
     }
 }
 
+/// The impression's own text, where fjall takes it as a key: it panics at one that is empty, or longer than its length
+/// field can say. In place of those stands their digest after a byte that no text begins with.
+fn stored_key(impression: &str) -> Cow<'_, [u8]> {
+    match impression.len() {
+        1..=KEY_BYTES_MAX => Cow::Borrowed(impression.as_bytes()),
+        _ => [&[0xff][..], &Sha256::digest(impression)].concat().into(),
+    }
+}
+
 fn through_key(log_id: LogId, partition: Partition) -> String {
     format!("through:{log_id}:{partition}")
 }
@@ -413,6 +427,16 @@ mod tests {
         check(&mut claims, &[ask("a", 9, 1000)], &[0]);
         let lost = claims.check_start(log_id(), &[(0, 11)].into_iter().collect()).unwrap_err();
         assert!(matches!(lost, ClaimsError::Lost { partition: 0, through: 4, start: 11, .. }), "{lost}");
+    }
+
+    #[test]
+    fn an_impression_of_any_length_can_be_claimed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut claims = open(dir.path(), vec![start(1, 0)]);
+        let (longest, longer) = ("a".repeat(KEY_BYTES_MAX), "a".repeat(KEY_BYTES_MAX + 1));
+        for (offset, key) in (0..).step_by(2).zip(["", "a", &longest, &longer]) {
+            check(&mut claims, &[ask(key, offset, 0), ask(key, offset + 1, 0)], &[1, 0]);
+        }
     }
 
     #[test]
