@@ -31,12 +31,10 @@ elseif newest and version < newest then
 end
 for i = 5, #ARGV, 2 do
   local place, offset = log..':'..ARGV[i], tonumber(ARGV[i + 1])
-  local held_offset, held_at = string.match(redis.call('HGET', 'claims:through', place) or '', '^(%-?%d+):(%-?%d+)$')
-  if held_offset and tonumber(held_offset) >= offset then
-    redis.call('HSET', 'claims:through', place, text(offset - 1)..':'..held_at)
-  elseif not held_offset then
-    redis.call('HSET', 'claims:through', place, (ARGV[3] == '1' and not newest and text(offset - 1) or '-1')..':0')
-  end
+  local held = tonumber(string.match(redis.call('HGET', 'claims:through', place) or '', '^%-?%d+'))
+  if not held then held = ARGV[3] == '1' and not newest and offset - 1 or -1 end
+  -- No append time: nothing is dropped before the new version has asked in every partition.
+  redis.call('HSET', 'claims:through', place, text(math.min(held, offset - 1))..':0')
   redis.call('HSET', start, place, ARGV[i + 1])
 end
 redis.call('ZADD', 'claims:versions', version, ARGV[2])

@@ -84,14 +84,13 @@ return restored
 
 const DROP: &str = "return drop_some()";
 
-// Claims are complete from an append time on, and up to the newest version's start.
+// Claims are complete from an append time on, and up to the newest version's start. Those after it may be there in part
+// only, so they count as not made until the log has been read up to them; nor is anything dropped before that.
 // ARGV: append time, log id, then partition and first offset by turns.
 const RESTORED: &str = r"
 redis.call('SET', 'claims:dropped_ms', ARGV[1])
 for i = 3, #ARGV, 2 do
-  local place, offset = ARGV[2]..':'..ARGV[i], tonumber(ARGV[i + 1])
-  local held = string.match(redis.call('HGET', 'claims:through', place) or '-1:0', '^%-?%d+')
-  if tonumber(held) < offset - 1 then redis.call('HSET', 'claims:through', place, text(offset - 1)..':0') end
+  redis.call('HSET', 'claims:through', ARGV[2]..':'..ARGV[i], text(tonumber(ARGV[i + 1]) - 1)..':0')
 end
 return 1
 ";
@@ -201,7 +200,7 @@ impl Claims {
                 rebuilt.next.set(record.partition, record.offset + 1);
                 let key = record.claim_key.map(|key| key.as_str().to_string());
                 let (partition, offset, appended_ms) = (record.partition, record.offset, record.appended_at.get());
-                batch.push(Asked { key, partition, offset, before: -1, appended_ms });
+                batch.push(Asked { key, partition, offset, before: None, appended_ms });
             }
             let answers = claim(&mut self.connection, &script, newest.version, &log_id, batch.iter()).await?;
             rebuilt.claimed += answers.iter().filter(|answer| **answer == 1).count() as u64;

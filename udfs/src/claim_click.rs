@@ -79,9 +79,10 @@ end
 
 // One call a batch, all of it or nothing: everything is checked before anything is written.
 // ARGV: version, log id; then six for each record: impression, its bucket ('' if it claims nothing), partition, offset,
-// the offset that was asked for before it in its partition, append time.
+// the offset that was asked for before it in its partition ('' if its claim is restored), append time.
 // `claims:through` behind that offset means that Redis lost claims, after a failover to an older copy or a flush, or that
 // records were skipped: refused until the missing claims are restored, since duplicates would be billed.
+// Two claims that stand are the horizon apart, so of those that are made here a span holds one of an impression.
 // A claim is void if a later version started at or before it: that version judges its record anew.
 // Claims are dropped by append time, when every partition of the log is the horizon and an hour past their span; what
 // would need them after that is refused. Redis' own expiry goes by the clock, and would forget while the engine is down.
@@ -103,14 +104,15 @@ for i = 3, #ARGV, fields do
     through[partition] = { offset = tonumber(held_offset), at = tonumber(held_at) }
   end
   local held = through[partition]
-  if held.offset < before then
+  if before and held.offset < before then
     return redis.error_reply('MISSING claims of log '..log..' partition '..partition..' after offset '..text(held.offset)
       ..' up to '..text(before)..': Redis lost claims, or the engine skipped records; restore them with `tally claims rebuild`')
   elseif ARGV[i + 1] ~= '' and at - horizon < dropped then
     return redis.error_reply('DROPPED claims before append time '..text(dropped)..', and partition '..partition..' offset '
       ..text(offset)..' needs those from '..text(at - horizon)..' on; restore them with `tally claims rebuild`')
   end
-  held.offset, held.at, latest = math.max(held.offset, offset), math.max(held.at, at), math.max(latest, at)
+  held.offset = math.max(held.offset, offset)
+  if before then held.at, latest = math.max(held.at, at), math.max(latest, at) end
 end
 
 local spans, logs, own_log = {}, {}, log_number(log)
@@ -134,7 +136,7 @@ local function is_void(held_log, partition, offset, held_version)
   return false
 end
 local function claim(impression, bucket, partition, offset, at)
-  local first, own, held_in_own = 1, span_of(at), ''
+  local first = 1
   for span, of in pairs(spans) do
     local held = of.from < at + horizon and of.to > at - horizon and redis.call('HGET', key_of(span, bucket), impression)
     if held then
@@ -149,12 +151,11 @@ local function claim(impression, bucket, partition, offset, at)
       end
       if #stand == 0 then redis.call('HDEL', key_of(span, bucket), impression)
       elseif #stand * BYTES < #held then redis.call('HSET', key_of(span, bucket), impression, table.concat(stand)) end
-      if span == own then held_in_own = table.concat(stand) end
     end
   end
   if first == 1 then
-    add(impression, bucket, held_in_own, log, partition, offset, at, version)
-    local number = math.floor(at / horizon)
+    add(impression, bucket, '', log, partition, offset, at, version)
+    local number, own = math.floor(at / horizon), span_of(at)
     spans[own] = spans[own] or { from = number * horizon, to = (number + 1) * horizon }
   end
   return first
@@ -201,8 +202,9 @@ pub(crate) struct Asked {
     pub(crate) key: Option<String>,
     pub(crate) partition: i32,
     pub(crate) offset: i64,
-    // The offset that was asked for before it in its partition: claims must reach up to there. -1 asks for none.
-    pub(crate) before: i64,
+    // The offset that was asked for before it in its partition: claims must reach up to there. None for a record whose claim
+    // is restored: the engine may be far behind it, so nothing is dropped because of it.
+    pub(crate) before: Option<i64>,
     pub(crate) appended_ms: i64,
 }
 
@@ -234,7 +236,10 @@ pub(crate) async fn claim<'a>(
             Some(key) => call.arg(key).arg(bucket(key)),
             None => call.arg("").arg(""),
         };
-        call.arg(asked.partition).arg(asked.offset).arg(asked.before).arg(asked.appended_ms);
+        call.arg(asked.partition)
+            .arg(asked.offset)
+            .arg(asked.before.map_or(String::new(), |before| before.to_string()))
+            .arg(asked.appended_ms);
     }
     let answers: Vec<i64> = call.invoke_async(connection).await?;
     if answers.len() != count {
@@ -411,7 +416,7 @@ pub async fn claim_click(
         }
     });
     let (answer, answered) = oneshot::channel();
-    let asked = Asked { key: claim_key.map(str::to_string), partition, offset, before, appended_ms };
+    let asked = Asked { key: claim_key.map(str::to_string), partition, offset, before: Some(before), appended_ms };
     // The thread never ends while this can be called; if it did, the record would be undecided.
     queue.send(Waiting { asked, log_id: log_id.to_string(), version, answer }).ok()?;
     answered.await.ok()?

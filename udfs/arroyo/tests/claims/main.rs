@@ -289,6 +289,27 @@ fn skipped_records_are_missed_at_a_start() {
     check(&worker.all_answered(), &expected(&log, i64::MAX));
 }
 
+/// An engine that goes back further than claims are kept is not told that a duplicate is the first.
+#[test]
+fn claims_that_were_dropped_are_missed_until_they_are_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(redis) = Redis::start(dir.path(), &DURABLE) else { return };
+    let mut log = log(9, 200, 20_000);
+    // Four days of silence.
+    log.iter_mut().flat_map(|partition| &mut partition[100..]).for_each(|record| record.appended_ms += 4 * HORIZON_MS);
+    let expected = expected(&log, i64::MAX);
+    record(&redis, &[deployment(1, 0)], HORIZON_MS).unwrap();
+    let mut worker = Worker::start(&redis.url());
+    ask(&mut worker, &log, 1, 0..200);
+    check(&worker.all_answered(), &expected);
+    let mut worker = Worker::start(&redis.url());
+    ask(&mut worker, &log, 1, 50..200);
+    worker.says("DROPPED");
+    assert!(worker.answers().is_empty());
+    rebuild(&redis, &log, None);
+    check(&worker.all_answered(), &expected);
+}
+
 #[test]
 fn a_redis_that_can_lose_claims_is_refused() {
     let dir = tempfile::tempdir().unwrap();
