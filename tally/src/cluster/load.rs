@@ -70,7 +70,8 @@ fn load_metrics(metrics: &mut Metrics, newest: Newest, troubles: Troubles) {
         let status = newest.map(|warehouse| warehouse.status()).unwrap_or_default();
         let through = status.complete_through.get() as f64 / 1000.0;
         scrape.gauge("tally_load_complete_through_timestamp_seconds", "Minutes before this are final", through)?;
-        scrape.counters("tally_load_rows", "Raw rows that were counted, by verdict", "verdict", &status.verdicts)?;
+        let verdicts = status.verdicts.iter().map(|(verdict, rows)| (verdict, *rows));
+        scrape.counters("tally_load_rows", "Raw rows that were counted, by verdict", "verdict", verdicts)?;
         scrape.gauge("tally_load_open_rows", "Rows that are not in the warehouse yet", status.open_rows as f64)?;
         scrape.counter("tally_load_replayed_rows", "Rows that came again", status.replayed)?;
         scrape.counter(
