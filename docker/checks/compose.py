@@ -1,4 +1,5 @@
 """compose.yaml, read as Compose reads it, as far as this one goes."""
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ class Used:
 @dataclass
 class Compose:
     folder: Path
-    # With variables filled in from .env.example, and from `filled` what is left empty there.
+    # With variables filled in.
     services: dict[str, dict]
     volumes: dict
     networks: dict
@@ -46,8 +47,8 @@ class Compose:
             if line.strip() and not line.lstrip().startswith("#")
         )
         variables: dict[str, Used] = {}
-        # Secrets are empty in the example; any value does here.
-        values = {name: value or f"example-{name.lower()}-0123456789" for name, value in example.items()}
+        # As with Compose, the environment wins. Secrets are empty in the example; any value does here.
+        values = {name: os.environ.get(name) or value or f"example-{name.lower()}-0123456789" for name, value in example.items()}
         document = interpolate(yaml.safe_load(text), values, variables)
         return cls(
             folder=folder,

@@ -54,18 +54,22 @@ def metrics(expression: str) -> set[str]:
     return {name for name in names if name not in WORDS}
 
 
-def prometheus(compose: Compose, promtool: str | None, report: Report) -> None:
+def targets(compose: Compose) -> list[str]:
+    """Where Prometheus asks, as `service:port`."""
     config = yaml.safe_load((compose.folder / "prometheus.yml").read_text())
-    for job in config["scrape_configs"]:
-        for target in (target for part in job["static_configs"] for target in part["targets"]):
-            host, _, port = target.partition(":")
-            if report.expect(host in compose.services, f"prometheus.yml: {host} is no service"):
-                there = port in ports(compose, host) or OTHERS_PORTS.get(host) == port
-                report.expect(there, f"prometheus.yml: nothing is exported on {target}")
-    for name in compose.ours:
-        once = compose.services[name].get("restart") == "no"
-        scraped = any(name in target for job in config["scrape_configs"] for part in job["static_configs"] for target in part["targets"])
-        report.expect(once or scraped, f"prometheus.yml: does not read {name}")
+    return [target for job in config["scrape_configs"] for part in job["static_configs"] for target in part["targets"]]
+
+
+def prometheus(compose: Compose, promtool: str | None, report: Report) -> None:
+    scraped = {}
+    for target in targets(compose):
+        host, _, port = target.partition(":")
+        scraped[host] = port
+        if report.expect(host in compose.services, f"prometheus.yml: {host} is no service"):
+            there = port in ports(compose, host) or OTHERS_PORTS.get(host) == port
+            report.expect(there, f"prometheus.yml: nothing is exported on {target}")
+    for name, service in compose.ours.items():
+        report.expect(service.get("restart") == "no" or name in scraped, f"prometheus.yml: does not read {name}")
     if not promtool:
         return report.skip("promtool on prometheus.yml and alerts.yml: no promtool here (Debian: prometheus)")
     report.run([promtool, "check", "config", "prometheus.yml"], "prometheus.yml", cwd=compose.folder)
