@@ -40,7 +40,8 @@ def service(compose: Compose, name: str, report: Report) -> None:
     tag = image.rpartition("/")[2].partition(":")[2]
     report.expect(tag and tag != "latest", f"{name}: image {image!r} has no pinned tag")
     report.expect("restart" in given, f"{name}: says nothing of restart")
-    report.expect(all(str(port).startswith("127.0.0.1:") for port in given.get("ports", [])), f"{name}: a port is not on loopback")
+    local = all(str(port).startswith("127.0.0.1:") for port in given.get("ports", []))
+    report.expect(local, f"{name}: a port is not published on loopback alone")
     once = given.get("restart") == "no"
     report.expect(once or "healthcheck" in given or name == "redis-exporter", f"{name}: has no health check")
     health = given.get("healthcheck")
@@ -128,7 +129,7 @@ def settings(compose: Compose, name: str, report: Report) -> None:
 def variables(compose: Compose, report: Report) -> None:
     for name, use in compose.variables.items():
         report.expect(name in compose.env_example, f"${{{name}}} of compose.yaml is not in .env.example")
-        report.expect(use.required or use.defaults, f"${{{name}}} of compose.yaml has neither a default nor a word on what to set")
+        report.expect(use.required or use.defaults, f"${{{name}}} has neither a default nor a word on what to set")
         secret = re.search("PASSWORD|KEY|SECRET|TOKEN", name)
         report.expect(not secret or not use.defaults, f"${{{name}}} is a secret and has a default")
         report.expect(not secret or not compose.env_example.get(name), f"{name} is a secret and has a value in .env.example")
@@ -183,7 +184,8 @@ def dockerfile(compose: Compose, report: Report) -> None:
             report.expect((compose.root / source).exists(), f"Dockerfile: COPY {source}, which does not exist")
     programs = set(re.findall(r"target/release/([\w-]+)", text))
     for name, service in compose.ours.items():
-        report.expect(service["command"][0] in programs, f"{name}: {service['command'][0]} is not in the image: {sorted(programs)}")
+        program = service["command"][0]
+        report.expect(program in programs, f"{name}: {program} is not in the image: {sorted(programs)}")
         for word in service["command"]:
             if word.startswith("/etc/tally/"):
                 report.expect(f"docker/{Path(word).name}" in copied, f"{name}: {word} is not copied into the image")
@@ -211,8 +213,16 @@ def nginx(compose: Compose, report: Report) -> None:
 
 def on_loopback(text: str, folder: Path, taken: dict[str, str]) -> str:
     """nginx.conf with services, its own ports (by `taken`) and its files moved to this machine."""
-    text = UPSTREAM.sub(lambda found: found[0].replace(f"{found[1]}:{found[2]}", taken.get(f"{found[1]}:{found[2]}", f"127.0.0.1:{found[2]}")), text)
-    text = re.sub(r"listen (?:127\.0\.0\.1:)?(\d+);", lambda found: f"listen {taken.get(found[1], '127.0.0.1:' + found[1])};", text)
+
+    def upstream(found: re.Match) -> str:
+        there = f"{found[1]}:{found[2]}"
+        return found[0].replace(there, taken.get(there, f"127.0.0.1:{found[2]}"))
+
+    def listen(found: re.Match) -> str:
+        return f"listen {taken.get(found[1], f'127.0.0.1:{found[1]}')};"
+
+    text = UPSTREAM.sub(upstream, text)
+    text = re.sub(r"listen (?:127\.0\.0\.1:)?(\d+);", listen, text)
     return text.replace("/tmp/", f"{folder}/").replace("/dev/stderr", f"{folder}/error.log")
 
 
