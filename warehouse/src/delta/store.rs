@@ -5,6 +5,8 @@
 //! renamed, and the folder is fsynced. Beside each file stand its checksums (`sums`), which lists leave out; every
 //! read is compared with them, and fails where bytes are not those that were written.
 
+#![allow(clippy::single_range_in_vec_init, reason = "one range of several that could be asked for")]
+
 use super::sums::{self, BLOCK, PIECE, ReadError, Reader, Summing, Sums};
 
 use async_trait::async_trait;

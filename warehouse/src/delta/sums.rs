@@ -21,6 +21,8 @@
 //!
 //! A file without sums cannot come of a crash: it is damage. One process writes, and no name is written twice at once.
 
+#![allow(clippy::single_range_in_vec_init, reason = "one range of several that could be asked for")]
+
 use crate::error::Error;
 use bytes::Bytes;
 use std::collections::BTreeSet;
