@@ -66,6 +66,24 @@ async fn every_record_gets_its_verdict_however_records_are_batched() {
 }
 
 #[tokio::test]
+async fn a_sum_is_right_or_stops_the_pipeline() {
+    let entries = generate(1, 3_000, 12);
+    let sum = async |of: &str| {
+        let count = "count(*) AS clicks";
+        assert!(SQL.contains(count));
+        let sql = SQL.replace(count, &format!("sum({of}) AS clicks"));
+        let (dir, log) = (tempfile::tempdir().unwrap(), MemoryLog::new(1_000));
+        put(&log, &entries);
+        let files = PipelineFiles::one("pipelines/clicks.sql", &sql);
+        let summed = open(&log, dir.path(), &files, vec![start(1, 0)]).await.catch_up().await;
+        summed.map(|_| log)
+    };
+    check(&sum("1").await.unwrap(), &expected(&entries, &[(0, false)]));
+    let error = sum(&i64::MAX.to_string()).await.err().unwrap().to_string();
+    assert!(error.contains("Int64"), "{error}");
+}
+
+#[tokio::test]
 async fn a_restart_from_any_checkpoint_writes_the_same_rows() {
     for seed in 2..6 {
         let entries = generate(seed, 1_500, 9);

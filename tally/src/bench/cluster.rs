@@ -80,7 +80,7 @@ impl ClusterBench {
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
         let mut every = tokio::time::interval(ASK_EVERY);
         let (mut shown, mut ended) = (Instant::now(), None::<Instant>);
-        let reported = loop {
+        let (reported, sending) = loop {
             every.tick().await;
             while senders.try_join_next().transpose()?.transpose()?.is_some() {}
             let answered = sent.redirected.load(Ordering::Relaxed);
@@ -105,19 +105,27 @@ impl ClusterBench {
             if senders.is_empty() {
                 let ended = *ended.get_or_insert_with(Instant::now);
                 if reported >= answered || ended.elapsed() > bench.wait {
-                    break reported;
+                    break (reported, ended - began);
                 }
             }
         };
-        bench.tell(&sent, began, reported, ages).await
+        bench.tell(&sent, began, sending, reported, ages).await
     }
 
-    async fn tell(&self, sent: &Sent, began: Instant, reported: u64, mut ages: Vec<Duration>) -> Result<()> {
+    async fn tell(
+        &self,
+        sent: &Sent,
+        began: Instant,
+        sending: Duration,
+        reported: u64,
+        mut ages: Vec<Duration>,
+    ) -> Result<()> {
         let answered = sent.redirected.load(Ordering::Relaxed);
         let mut latencies = std::mem::take(&mut *sent.latencies.lock().await);
         latencies.sort_unstable();
         ages.sort_unstable();
-        let seconds = self.time.as_secs_f64();
+        // Of the time that it really took: clicks that are late are sent all the same.
+        let seconds = sending.as_secs_f64();
         let latency = |share: f64| percentile(&latencies, share).map_or(0.0, |us| f64::from(us) / 1000.0);
         let age = |share: f64| percentile(&ages, share).unwrap_or_default();
         say(&format!(
