@@ -6,14 +6,13 @@ use click::{Clock, SystemClock};
 use redirect::config::{Config, Store};
 use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, SeenInRedis, Service, metrics};
 use serving::metrics::Metrics;
-use serving::{Limits, admin, config, process};
+use serving::{Limits, admin, bind, config, process};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tally_log::Log;
 use tally_log::kafka::KafkaLog;
 use tally_log::local::{LocalLog, Settings as LocalSettings};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Impressions that the hint in memory remembers at most, at about 16 bytes each.
@@ -103,8 +102,4 @@ async fn run(cli: Cli) -> Result<()> {
     admin.await.map_err(|error| anyhow!("the admin port: {error}"))?;
     tracing::info!("stopped");
     Ok(told?)
-}
-
-async fn bind(what: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{what}: cannot listen on {address}"))
 }

@@ -1,20 +1,18 @@
 //! `tally-reporting`: reports and dashboard alone, any number of it, on one ClickHouse.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use clap::Parser;
 use click::{Clock, SystemClock};
 use reporting::config::Config;
 use serving::metrics::Metrics;
-use serving::{Limits, admin, config, process};
-use std::net::SocketAddr;
+use serving::{Limits, admin, bind, config, process};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use warehouse::clickhouse::ClickHouseReports;
 
@@ -92,8 +90,4 @@ async fn run(cli: Cli) -> Result<()> {
     admin.await.map_err(|error| anyhow!("the admin port: {error}"))?;
     tracing::info!("stopped");
     Ok(told?)
-}
-
-async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{what}: cannot listen on {address}"))
 }

@@ -12,6 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -41,6 +42,17 @@ impl Default for Limits {
     fn default() -> Self {
         Limits { connections_max: 1_000, head_wait: Duration::from_secs(30), drain_wait: Duration::from_secs(5) }
     }
+}
+
+/// Listens on an address.
+///
+/// # Errors
+///
+/// Those of the system, with the address and `what` was to listen there.
+pub async fn bind(what: &str, address: SocketAddr) -> io::Result<TcpListener> {
+    let refused =
+        |error: io::Error| io::Error::new(error.kind(), format!("{what}: cannot listen on {address}: {error}"));
+    TcpListener::bind(address).await.map_err(refused)
 }
 
 /// Serves `router` on `listener` until `shutdown` resolves. Each request carries the client's address as

@@ -13,7 +13,7 @@ pub mod run;
 pub mod topics;
 
 use crate::supervise::Troubles;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use config::Config;
 use serving::admin;
 use serving::metrics::Metrics;
@@ -22,7 +22,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tally_log::kafka::KafkaLog;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 /// Kafka, as all of them use it.
@@ -40,7 +39,7 @@ pub async fn until_told<W: Future<Output = Result<()>> + Send + 'static>(
     troubles: Troubles,
     part: impl FnOnce(Stop) -> W,
 ) -> Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("admin: cannot listen on {listen}"))?;
+    let listener = serving::bind("admin", listen).await?;
     let (stop, stopped) = watch::channel(false);
     let ready: admin::Ready = Arc::new(move || troubles.first().map_or(Ok(()), Err));
     let admin = admin::router(metrics, ready);

@@ -7,17 +7,16 @@ use crate::status::{Line, Shown, say};
 use crate::supervise::{PAUSES, Troubles, supervise};
 use crate::verdicts::Verdicts;
 use crate::{machine, sample};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use click::{Clock, SystemClock};
 use futures::future::BoxFuture;
 use runner::Runner;
-use serving::{Limits, process};
+use serving::{Limits, bind, process};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use warehouse::Loader;
@@ -248,10 +247,6 @@ impl Parts {
             }
         })
     }
-}
-
-async fn bind(what: &str, address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{what}: cannot listen on {address}"))
 }
 
 fn greet(config: &Config, machine: &Machine, redirect_at: SocketAddr, reporting_at: SocketAddr) {
