@@ -69,7 +69,9 @@ async fn run(cli: Cli) -> Result<()> {
             for repair in repairs {
                 tracing::warn!(%repair, "repaired");
             }
-            Arc::new(log)
+            let log = Arc::new(log);
+            metrics::local(&mut metrics, log.clone(), log.topic(&config.topic).await?);
+            log
         }
     };
     let topic = log.topic(&config.topic).await.context("the log")?;

@@ -3,7 +3,9 @@
 use crate::service::Service;
 use serving::metrics::{Metrics, Sample};
 use std::sync::Arc;
+use tally_log::Topic;
 use tally_log::kafka::{KafkaLog, Kind};
+use tally_log::local::LocalLog;
 
 /// Those of the service, the times of its answers included.
 pub fn redirect(metrics: &mut Metrics, service: &Service) {
@@ -36,6 +38,15 @@ pub fn redirect(metrics: &mut Metrics, service: &Service) {
             "Clicks that wait for the log",
             f64::from(service.appends_in_flight()),
         )
+    });
+}
+
+/// Those of a log on this machine.
+pub fn local(metrics: &mut Metrics, log: Arc<LocalLog>, topic: Topic) {
+    metrics.read(move |scrape| {
+        // The topic is there as long as the log is.
+        let groups = log.groups(&topic).unwrap_or_default();
+        scrape.counter("tally_log_fsyncs", "Groups of clicks that were made durable at once", groups)
     });
 }
 

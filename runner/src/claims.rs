@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use tally_log::durable;
 
 /// How the store behaves.
 #[derive(Debug, Clone)]
@@ -60,6 +61,8 @@ pub struct Asked<'a> {
 pub enum ClaimsError {
     #[error("{}: {error}", .path.display())]
     Store { path: PathBuf, error: fjall::Error },
+    #[error(transparent)]
+    File(#[from] durable::FileError),
     #[error(
         "{} holds claims of pipeline version {held}, and the warehouse says that version {asked} is deployed: the warehouse \
          folder is missing, or older than the runner's state. Restore it from where it was, or start again with an empty data folder",
@@ -160,6 +163,7 @@ impl Claims {
     /// Opens the store for the newest version in `starts`.
     pub fn open(path: &Path, settings: ClaimsSettings, starts: Vec<VersionStart>) -> Result<Self, ClaimsError> {
         let error = |error| ClaimsError::Store { path: path.to_path_buf(), error };
+        durable::create_dir_all(path)?;
         let store = Database::builder(path)
             .cache_size(settings.memory_bytes)
             .manual_journal_persist(true)
@@ -167,6 +171,7 @@ impl Claims {
             .open()
             .map_err(error)?;
         let meta = store.keyspace("meta", KeyspaceCreateOptions::default).map_err(error)?;
+        sync_names(path)?;
         let version = starts.last().map_or(0, |start| start.version);
         let held = meta.get("version").map_err(error)?;
         let held = held.and_then(|v| v.as_ref().try_into().ok().map(i64::from_le_bytes)).unwrap_or(0);
@@ -328,6 +333,7 @@ impl Claims {
         }
         let options = || KeyspaceCreateOptions::default().max_memtable_size(self.settings.memory_bytes);
         let keyspace = self.store.keyspace(&span.name(), options).map_err(|e| self.error(e))?;
+        sync_names(&self.path)?;
         self.spans.insert(span, keyspace.clone());
         Ok(keyspace)
     }
@@ -367,6 +373,12 @@ impl Claims {
     fn error(&self, error: fjall::Error) -> ClaimsError {
         ClaimsError::Store { path: self.path.clone(), error }
     }
+}
+
+/// fjall fsyncs what is in a keyspace's folder, and not the folder that names it: a power cut could take a keyspace as a
+/// whole.
+fn sync_names(path: &Path) -> Result<(), ClaimsError> {
+    Ok(durable::sync_dir(&path.join("keyspaces"))?)
 }
 
 /// The impression's own text, where fjall takes it as a key: it panics at one that is empty, or longer than its length

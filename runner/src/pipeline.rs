@@ -13,6 +13,7 @@ use crate::sink;
 use crate::source::{BATCH_RECORDS_MAX, Undecodable};
 use click::{Millis, Offsets, Partition};
 use datafusion::arrow::array::RecordBatch;
+use faults::Point;
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -151,6 +152,7 @@ impl Pipeline {
         })?;
         let to = self.to % topic.partitions;
         self.to = self.to.wrapping_add(1).max(0);
+        faults::at(Point::OutputBefore);
         for value in encoded {
             if self.in_flight.len() >= IN_FLIGHT_MAX
                 && let Some(oldest) = self.in_flight.pop_front()
@@ -167,6 +169,7 @@ impl Pipeline {
         while let Some(oldest) = self.in_flight.pop_front() {
             oldest.await?;
         }
+        faults::at(Point::OutputAfter);
         Ok(())
     }
 
@@ -179,7 +182,9 @@ impl Pipeline {
         if self.program.claims
             && let Some(claims) = lock(&self.claims).as_mut()
         {
+            faults::at(Point::ClaimsBefore);
             claims.persist(self.from.log_id, &next)?;
+            faults::at(Point::ClaimsAfter);
         }
         let mut windows = Vec::new();
         for step in &mut self.program.steps {
@@ -190,7 +195,10 @@ impl Pipeline {
         }
         let watermarks = self.program.source.watermarks().clone();
         let header = Header::new(self.version, self.from.log_id, next, watermarks);
-        Checkpoint { header, windows }.write(&self.checkpoint)
+        faults::at(Point::CheckpointBefore);
+        Checkpoint { header, windows }.write(&self.checkpoint)?;
+        faults::at(Point::CheckpointAfter);
+        Ok(())
     }
 
     /// The append time that every partition has reached; none before each of them has spoken.

@@ -1,6 +1,7 @@
 //! Measurements. None of them is ever asserted: they say what this machine did.
 
 pub mod cluster;
+pub mod redirect;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -125,12 +126,17 @@ impl PipelineBench {
     }
 }
 
-/// CPU time of this process so far, in all its threads. From /proc, whose ticks are a hundredth of a second.
+/// CPU time of this process so far, in all its threads.
 fn cpu_time() -> Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat").context("/proc/self/stat")?;
+    cpu_time_of(std::process::id())
+}
+
+/// CPU time of a process so far, in all its threads. From /proc, whose ticks are a hundredth of a second.
+fn cpu_time_of(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let stat = std::fs::read_to_string(&path).context(path)?;
     // The name of the command, in brackets, may hold anything; the fields count from behind it.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks =
-        |field: usize| fields.get(field).and_then(|f| f.parse::<u64>().ok()).context("a field of /proc/self/stat");
+    let ticks = |field: usize| fields.get(field).and_then(|f| f.parse::<u64>().ok()).context("a field of stat");
     Ok(Duration::from_millis((ticks(11)? + ticks(12)?) * 10))
 }

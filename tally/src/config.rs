@@ -30,6 +30,8 @@ pub struct Config {
     /// How long the log keeps what the warehouse has taken over.
     #[serde(deserialize_with = "duration")]
     pub log_retention: Duration,
+    /// Bytes of a segment of the log, which retention removes as a whole.
+    pub log_segment_bytes: u64,
     /// How often the runner makes a checkpoint.
     #[serde(deserialize_with = "duration")]
     pub checkpoint_every: Duration,
@@ -77,6 +79,7 @@ impl Default for Config {
             slack: Duration::from_secs(30),
             dedup_horizon: Duration::from_secs(86_400),
             log_retention: Duration::from_secs(7 * 86_400),
+            log_segment_bytes: 128 << 20,
             checkpoint_every: Duration::from_secs(10),
             partitions: 4,
             redirect: Redirect::default(),

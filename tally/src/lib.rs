@@ -8,6 +8,7 @@
 //! * [`status`]: the status line; [`verdicts`], what became of the last clicks; [`sample`], the sample ads' pages
 //! * [`demo`]: sends a believable stream of clicks
 //! * [`bench`]: measures parts on the machine it runs on
+//! * [`prove`]: runs the machine through every fault, against the oracle of the crate of that name
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod machine;
+pub mod prove;
 pub mod sample;
 pub mod status;
 pub mod supervise;

@@ -89,7 +89,8 @@ impl Machine {
         let data = &config.data;
         tally_log::durable::create_dir_all(data)?;
         let secret = secret(&data.join("ip_hash.key"))?;
-        let settings = LogSettings { partitions_on_demand: Some(config.partitions), ..LogSettings::default() };
+        let settings =
+            LogSettings { partitions_on_demand: Some(config.partitions), segment_bytes_max: config.log_segment_bytes };
         let (log, repairs) = LocalLog::open(&data.join("log"), settings, clock.clone())?;
         let log = Arc::new(log);
         let topics = Topics::default();

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tally::bench::{PipelineBench, cluster::ClusterBench};
+use tally::bench::{PipelineBench, cluster::ClusterBench, redirect::RedirectBench};
 use tally::cluster::{self, deploy::Asked};
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
@@ -38,6 +38,11 @@ enum Command {
     Deploy(DeployArgs),
     /// Check the pipeline files without running anything
     Check(Check),
+    /// Show by seeded runs, with every fault, that each click that was answered is counted exactly once
+    Prove(tally::prove::Prove),
+    /// The process that `tally prove` lets die
+    #[command(hide = true)]
+    ProveSite(tally::prove::SiteArgs),
     /// Measure a part on this machine
     Bench {
         #[command(subcommand)]
@@ -171,6 +176,8 @@ struct Check {
 enum Bench {
     /// The pipelines over a log of clicks: JSON in, claims, minute windows, JSON out, all durable
     Pipeline(PipelineBench),
+    /// Clicks a second that the redirect answers, each durable, beside nginx that answers a fixed 302
+    Redirect(RedirectBench),
     /// Clicks at a fixed rate through redirects that run, and how long they take to the reports
     Cluster(ClusterBench),
 }
@@ -223,7 +230,10 @@ fn run(cli: Cli) -> Result<()> {
                 say(&format!("{}: every file can be run", folder.display()));
                 Ok(())
             }
+            Command::Prove(prove) => prove.run().await,
+            Command::ProveSite(args) => tally::prove::serve(args).await,
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
+            Command::Bench { what: Bench::Redirect(bench) } => bench.run().await,
             Command::Bench { what: Bench::Cluster(bench) } => bench.run().await,
         }
     })

@@ -11,6 +11,7 @@ use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::{Entry, Kind};
 use crate::warehouse::Topics;
 use click::{Clock, Dimensions, Millis, Minute, Offset, Offsets, Partition, Verdict};
+use faults::Point;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -55,6 +56,7 @@ impl Closer<'_> {
     /// counted anew.
     pub async fn carry_out(&self, last: &Entry, begun: &Entry, carried: Option<Totals>) -> Result<Entry> {
         let number = begun.number;
+        faults::at(Point::ClosingBegun);
         let mut totals = match carried {
             Some(carried) => carried,
             None => self.carried(last, begun).await?,
@@ -73,10 +75,13 @@ impl Closer<'_> {
             }
             minutes.commit().await?;
         }
+        faults::at(Point::ClosingMinutes);
         self.backend.roll_up(number, last.through, begun.through).await?;
+        faults::at(Point::ClosingRollUps);
         let finalized_at = self.clock.now().max(last.finalized_at);
         let closing = Entry { kind: Kind::Closing, finalized_at, ..begun.clone() };
         self.backend.put_entry(&closing).await?;
+        faults::at(Point::ClosingDone);
         Ok(closing)
     }
 
@@ -138,11 +143,14 @@ impl Closer<'_> {
         if let Some(table) = raw_clicks {
             table.commit().await?;
         }
+        faults::at(Point::ClosingRaw);
         self.quarantine(begun).await?;
         if let Some(table) = corrections {
             table.commit().await?;
         }
-        self.backend.sum_corrections(number).await
+        self.backend.sum_corrections(number).await?;
+        faults::at(Point::ClosingCorrections);
+        Ok(())
     }
 
     async fn quarantine(&self, begun: &Entry) -> Result<()> {

@@ -10,6 +10,7 @@ use crate::report::{Report, ReportError, ReportQuery, Reports};
 use crate::sequence::{Deployment, Entry, Kind, ResultPositions, Sequence};
 use async_trait::async_trait;
 use click::{Clock, Lateness, Millis, Minute, Offsets};
+use faults::Point;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -165,7 +166,9 @@ impl Warehouse {
             quarantined: Vec::new(),
             finalized_at,
         };
+        faults::at(Point::DeployedBefore);
         self.0.backend.put_entry(&entry).await?;
+        faults::at(Point::DeployedAfter);
         *sequence = Some(Sequence { last: entry.clone(), deployment: entry, begun: None });
         {
             let mut live = self.0.live.write();

@@ -10,6 +10,7 @@ use super::Context;
 use super::statistics::Watch;
 use crate::{Acknowledgement, Appended, LogError, RECORD_BYTES_MAX};
 use click::{Millis, Partition};
+use faults::Point;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -231,6 +232,7 @@ impl ProducerContext for Deliveries {
                 // An answer to a retry whose first try the broker has forgotten. It is in the topic, nobody knows where.
                 (..0, _) => Err(self.context.failed("append", "it was taken, but its offset is not known")),
                 (offset, Timestamp::LogAppendTime(at)) => {
+                    faults::at(Point::KafkaAcknowledged);
                     Ok(Appended { partition: message.partition(), offset, appended_at: Millis::new(at) })
                 }
                 _ => Err(LogError::NotAppendTime { topic: in_flight.topic.to_string() }),

@@ -7,6 +7,7 @@ use super::topic::{LocalTopic, Waiting, lock};
 use crate::durable::File;
 use crate::{Appended, LogError};
 use click::{Offset, Partition};
+use faults::Point;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -117,8 +118,10 @@ impl Writer {
             frame::push_record(body, *partition, offset, value);
         }
         let frame = self.builder.end(self.topic.seed, Kind::Group, self.end.number, time, group.len());
+        faults::at(Point::AppendBefore);
         self.file.write_all_at(frame, self.end.at)?;
         self.file.sync()?;
+        faults::at(Point::AppendAfter);
         let end = Place { at: self.end.at + frame.len() as u64, number: self.end.number + 1, time, next };
         let before = std::mem::replace(&mut self.end, end);
         if before.at - self.indexed_at >= INDEX_STEP {
@@ -145,8 +148,10 @@ impl Writer {
         let seal = segment::seal(&mut self.builder, topic.seed, &self.end, &index);
         self.file.write_all_at(seal, self.end.at)?;
         self.file.sync()?;
+        faults::at(Point::SegmentSealed);
         let before = Place { number: self.end.number + 1, ..self.end.clone() };
         let new = segment::create(&topic.dir, &topic.topic, self.segment + 1, &before)?;
+        faults::at(Point::SegmentCreated);
         {
             let mut manifest = lock(&topic.manifest);
             manifest.last_segment = new.number;

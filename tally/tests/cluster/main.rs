@@ -2,13 +2,11 @@
 //! killed under load and started again, and what is reported is judged from the answers that browsers received.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../oracle/judge.rs"]
-mod judge;
 mod processes;
 
 use click::{ClickId, Clock, Millis, SystemClock};
-use judge::{Cells, Judge};
 use processes::{Cluster, Name};
+use prove::judge::{Cells, Judge};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -49,9 +47,9 @@ async fn send(
         // The process went away, or said that it could not record it: the click may be in the log or not.
         Ok(answer) => {
             assert_eq!(answer.status(), 503);
-            judge.unanswered(&impression, &minutes(began), &dimensions);
+            judge.sent(&impression, &minutes(began), &dimensions);
         }
-        Err(_) if eligible => judge.unanswered(&impression, &minutes(began), &dimensions),
+        Err(_) if eligible => judge.sent(&impression, &minutes(began), &dimensions),
         Err(_) => {}
     }
 }

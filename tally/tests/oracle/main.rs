@@ -4,26 +4,22 @@
 //! failed. Each seed is printed.
 #![allow(clippy::unwrap_used)]
 
-mod generator;
-mod judge;
-mod slow_log;
-
-use click::{ClickId, Clock, ManualClock, Millis, Minute};
+use click::{Clock, ManualClock, Millis};
 use futures::stream::{FuturesUnordered, StreamExt};
-use generator::{How, PEOPLE, Request, Through, generate};
-use judge::{Cells, Judge};
+use prove::browsers::{AHEAD_MS, Browsers};
+use prove::generator::{Through, generate};
+use prove::judge::Cells;
+use prove::reports::Reports;
+use prove::slow_log::{self, SlowLog};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use slow_log::SlowLog;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tally::config::Config;
 use tally::machine::{Machine, SAMPLE_CATALOG};
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -33,8 +29,6 @@ const REQUESTS: usize = 20_000;
 const OVER_MS: i64 = 6 * 60_000;
 const LATENESS_MS: i64 = 60_000;
 const SLACK_MS: i64 = 10_000;
-/// How far the clock of one redirect is ahead.
-const AHEAD_MS: i64 = 7_000;
 const STEP_MS: i64 = 1_000;
 
 struct AheadClock(Arc<ManualClock>);
@@ -79,7 +73,6 @@ impl System {
         let slow = Arc::new(SlowLog {
             inner: machine.log.clone(),
             clock: clock.clone(),
-            holds: Mutex::default(),
             time: watch::channel(clock.now().get()).0,
         });
         let settings = redirect::Settings {
@@ -131,170 +124,18 @@ impl System {
     }
 }
 
-/// The world outside: browsers, and what they were told.
-struct World {
-    clock: Arc<ManualClock>,
-    client: reqwest::Client,
-    judge: Arc<Mutex<Judge>>,
-    ads: Vec<[String; 3]>,
-    active: HashMap<String, bool>,
-}
-
-impl World {
-    fn dimensions(&self, request: &Request) -> [String; 5] {
-        let [ad, campaign, publisher] = self.ads[request.ad].clone();
-        let device = request.person.map_or("", |person| PEOPLE[person].1);
-        [ad, campaign, publisher, request.country.to_string(), device.to_string()]
+/// The reports of a system over the whole run, against the oracle.
+async fn look(browsers: &Browsers, system: &System, now: Millis, what: &str) -> (Cells, serde_json::Value) {
+    let from = Millis::new(T0).minute().start().plus(-600_000);
+    let to = now.minute().end().plus(600_000);
+    let reports = Reports { client: browsers.client(), address: system.reports, from, to };
+    let (cells, body) = reports.cells().await.unwrap();
+    let judge = browsers.judge();
+    if let Err(wrong) = judge.check(&cells) {
+        let (reported, must) = (cells.values().sum::<i64>(), judge.must());
+        panic!("{what}: {wrong}; {reported} clicks reported, {must} impressions must be billed");
     }
-
-    /// By the definition: a person's click on an active ad, not a prefetch, with the ad's own campaign.
-    fn is_eligible(&self, request: &Request) -> bool {
-        let [ad, ..] = &self.ads[request.ad];
-        request.person.is_some() && self.active[ad] && matches!(request.how, How::Get | How::Post | How::GoneAway)
-    }
-
-    /// Sends a request and remembers the answer. The future ends when the answer is there.
-    fn send(&self, system: &System, request: Request) -> impl Future<Output = ()> + Send + 'static {
-        let dimensions = self.dimensions(&request);
-        let eligible = self.is_eligible(&request);
-        let redirect = match request.through {
-            Through::Plain => 0,
-            Through::Ahead => 1,
-            Through::Slow(ms) => {
-                system.slow.holds.lock().unwrap().insert(request.impression.clone(), ms);
-                2
-            }
-        };
-        let address = system.addresses[redirect];
-        let [ad, campaign, ..] = &self.ads[request.ad];
-        let campaign = if request.how == How::WrongCampaign { "cmp_other" } else { campaign };
-        let path = format!("/api/v1/click/{}?ad_id={ad}&campaign_id={campaign}", request.impression);
-        let (client, judge) = (self.client.clone(), self.judge.clone());
-        let ahead = if request.through == Through::Ahead { AHEAD_MS } else { 0 };
-        let now = self.clock.now().plus(ahead);
-        async move {
-            // A clock ahead of the log's is cut back to the log's.
-            let minutes: Vec<Minute> = (0..=1).map(|step| now.plus(step * STEP_MS - ahead).minute()).collect();
-            let unanswered = |judge: &mut Judge| {
-                if eligible {
-                    judge.unanswered(&request.impression, &minutes, &dimensions);
-                }
-            };
-            if request.how == How::GoneAway {
-                unanswered(&mut judge.lock().unwrap());
-                let mut stream = TcpStream::connect(address).await.unwrap();
-                let (agent, country) = (request.user_agent(), request.country);
-                let text =
-                    format!("GET {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nX-Country: {country}\r\n\r\n");
-                let _ = stream.write_all(text.as_bytes()).await;
-                return;
-            }
-            let url = format!("http://{address}{path}");
-            let call = match request.how {
-                How::Post => client.post(url),
-                How::Head => client.head(url),
-                How::Prefetch => client.get(url).header("Sec-Purpose", "prefetch"),
-                _ => client.get(url),
-            };
-            let answer =
-                call.header("User-Agent", request.user_agent()).header("X-Country", request.country).send().await;
-            let mut judge = judge.lock().unwrap();
-            let expected = match request.how {
-                How::Post => 204,
-                How::Prefetch => 503,
-                _ => 302,
-            };
-            match answer {
-                Ok(answer) if answer.status().as_u16() == expected => {
-                    let id =
-                        answer.headers().get("x-click-id").map(|id| id.to_str().unwrap().parse::<ClickId>().unwrap());
-                    assert!(id.is_some(), "every answer names its click");
-                    match (eligible, id) {
-                        (true, Some(id)) => judge.answered_at(&request.impression, id, ahead, &dimensions),
-                        _ => judge.ineligible += 1,
-                    }
-                }
-                // The system went away, or said that it could not: the click may be in the log or not.
-                Ok(answer) => {
-                    assert_eq!(answer.status().as_u16(), 503);
-                    unanswered(&mut judge);
-                }
-                Err(_) => unanswered(&mut judge),
-            }
-        }
-    }
-
-    fn counts(&self) -> (usize, u64) {
-        let judge = self.judge.lock().unwrap();
-        (judge.must(), judge.ineligible)
-    }
-
-    async fn report(&self, system: &System, group_by: &str) -> serde_json::Value {
-        let from = Millis::new(T0).minute().start().plus(-600_000);
-        let url = format!("http://{}/api/v1/reports/clicks", system.reports);
-        let to = self.clock.now().minute().end().plus(600_000);
-        let query = [
-            ("from", from.to_string()),
-            ("to", to.to_string()),
-            ("groupBy", group_by.into()),
-            ("limit", "100000".into()),
-        ];
-        let answer = self.client.get(url).query(&query).send().await.unwrap();
-        let status = answer.status();
-        let body: serde_json::Value = answer.json().await.unwrap();
-        assert!(status.is_success(), "{body}");
-        assert_eq!(body["truncated"], false);
-        body
-    }
-
-    /// Every cell of the report, checked against its coarser groupings.
-    async fn cells(&self, system: &System) -> (Cells, serde_json::Value) {
-        let body = self.report(system, "minute,ad_id,campaign_id,publisher_id,country,device").await;
-        let mut cells = Cells::new();
-        for row in body["rows"].as_array().unwrap() {
-            let text = |name: &str| row[name].as_str().unwrap().to_string();
-            let minute = text("minute").parse::<Millis>().unwrap().minute();
-            let cell = (minute, text("adId"), text("campaignId"), text("publisherId"), text("country"), text("device"));
-            assert!(cells.insert(cell, row["clicks"].as_i64().unwrap()).is_none(), "a row twice: {row}");
-        }
-        let total: i64 = cells.values().sum();
-        assert_eq!(body["totals"]["clicks"].as_i64(), Some(total));
-        for (group_by, key) in [
-            ("minute", (|cell| cell.0.to_string()) as fn(&judge::Cell) -> String),
-            ("hour", |cell| cell.0.to_string()[..13].to_string()),
-            ("day", |cell| cell.0.to_string()[..10].to_string()),
-            ("ad_id", |cell| cell.1.clone()),
-            ("country", |cell| cell.4.clone()),
-        ] {
-            let mut expected: HashMap<String, i64> = HashMap::new();
-            for (cell, clicks) in &cells {
-                *expected.entry(key(cell)).or_default() += clicks;
-            }
-            let name = match group_by {
-                "ad_id" => "adId",
-                other => other,
-            };
-            let body = self.report(system, group_by).await;
-            for row in body["rows"].as_array().unwrap() {
-                let text = row[name].as_str().unwrap();
-                let text = if group_by == "hour" { &text[..13] } else { text };
-                assert_eq!(row["clicks"].as_i64(), expected.remove(text), "{group_by} {row}");
-            }
-            assert!(expected.values().all(|clicks| *clicks == 0), "{group_by}: {expected:?} is missing");
-        }
-        (cells, body)
-    }
-
-    fn check(&self, cells: &Cells, what: &str) {
-        let judge = self.judge.lock().unwrap();
-        if let Err(wrong) = judge.check(cells) {
-            panic!(
-                "{what}: {wrong}; {} clicks reported, {} impressions must be billed",
-                cells.values().sum::<i64>(),
-                judge.must()
-            );
-        }
-    }
+    (cells, body)
 }
 
 async fn run(seed: u64) {
@@ -303,21 +144,14 @@ async fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let clock = Arc::new(ManualClock::new(Millis::new(T0)));
     let catalog = redirect::Catalog::parse("catalog/sample.csv", SAMPLE_CATALOG).unwrap();
-    let mut ads: Vec<[String; 3]> = catalog
-        .ads()
-        .map(|ad| [ad.ad_id.to_string(), ad.campaign_id.to_string(), ad.publisher_id.to_string()])
-        .collect();
-    ads.sort();
-    let active = catalog.ads().map(|ad| (ad.ad_id.to_string(), ad.state == redirect::AdState::Active)).collect();
-    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
-    let requests = generate(seed, REQUESTS, OVER_MS, ads.len(), LATENESS_MS);
-    let world = World { clock: clock.clone(), client, judge: Arc::default(), ads, active };
+    let browsers = Browsers::new(&catalog).unwrap();
+    let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS);
     let mut system = System::start(dir.path(), clock.clone()).await;
     let deaths: Vec<i64> = (0..3).map(|_| rng.random_range(1..OVER_MS / STEP_MS)).collect();
     let looks: Vec<i64> = (0..5).map(|_| rng.random_range(1..OVER_MS / STEP_MS)).collect();
     let mut requests = requests.into_iter().peekable();
     // Requests whose log is slow go on over many steps.
-    let mut slow: FuturesUnordered<JoinHandle<()>> = FuturesUnordered::new();
+    let mut slow: FuturesUnordered<JoinHandle<Result<(), String>>> = FuturesUnordered::new();
     for step in 0..OVER_MS / STEP_MS {
         let now = T0 + step * STEP_MS;
         clock.set(Millis::new(now));
@@ -326,17 +160,19 @@ async fn run(seed: u64) {
         let mut quick = FuturesUnordered::new();
         while let Some(request) = requests.next_if(|request| request.at_ms < (step + 1) * STEP_MS) {
             let is_slow = matches!(request.through, Through::Slow(_));
-            let sending = world.send(&system, request);
+            let sending = browsers.send(&system.addresses, clock.now(), STEP_MS, request);
             if is_slow {
                 slow.push(tokio::spawn(sending));
             } else {
                 quick.push(sending);
             }
             if quick.len() >= 32 {
-                quick.next().await;
+                quick.next().await.unwrap().unwrap();
             }
         }
-        while quick.next().await.is_some() {}
+        while let Some(sent) = quick.next().await {
+            sent.unwrap();
+        }
         if deaths.contains(&step) {
             if rng.random_bool(0.5) {
                 system.machine.runner.catch_up().await.unwrap();
@@ -347,7 +183,9 @@ async fn run(seed: u64) {
             println!("seed {seed}: killed at {}", clock.now());
             // What the slow redirect still holds dies with it: nobody was told that it was recorded.
             system.die().await;
-            while slow.next().await.is_some() {}
+            while let Some(sent) = slow.next().await {
+                sent.unwrap().unwrap();
+            }
             system = System::start(dir.path(), clock.clone()).await;
         } else if rng.random_bool(0.1) {
             system.settle().await;
@@ -355,8 +193,7 @@ async fn run(seed: u64) {
         if looks.contains(&step) {
             // Held clicks are not in the log yet; nothing is known of them either.
             system.settle().await;
-            let (cells, _) = world.cells(&system).await;
-            world.check(&cells, &format!("seed {seed}, provisional at {}", clock.now()));
+            let (cells, _) = look(&browsers, &system, clock.now(), &format!("seed {seed}, provisional")).await;
             println!("seed {seed}: exact at {}, {} clicks so far", clock.now(), cells.values().sum::<i64>());
         }
     }
@@ -371,7 +208,9 @@ async fn run(seed: u64) {
         now += 5_000;
         tokio::task::yield_now().await;
     }
-    while slow.next().await.is_some() {}
+    while let Some(sent) = slow.next().await {
+        sent.unwrap().unwrap();
+    }
     println!("seed {seed}: all answers are there");
     for _ in 0..2 {
         clock.set(Millis::new(now));
@@ -379,17 +218,16 @@ async fn run(seed: u64) {
         now += LATENESS_MS + SLACK_MS + 60_000;
     }
     system.settle().await;
-    let (cells, body) = world.cells(&system).await;
-    world.check(&cells, &format!("seed {seed}, final"));
+    let (cells, body) = look(&browsers, &system, clock.now(), &format!("seed {seed}, final")).await;
     assert_eq!(body["totals"]["provisionalClicks"], 0, "{}", body["completeThrough"]);
     assert!(body["rows"].as_array().unwrap().iter().all(|row| row["provisional"] == false));
     // A start from what is on disk says the same.
     system.die().await;
     let mut system = System::start(dir.path(), clock.clone()).await;
     system.settle().await;
-    let (again, _) = world.cells(&system).await;
+    let (again, _) = look(&browsers, &system, clock.now(), &format!("seed {seed}, after a restart")).await;
     assert_eq!(cells, again, "seed {seed}, after a restart");
-    let (must, ineligible) = world.counts();
+    let (must, ineligible) = browsers.counts();
     let billed: i64 = cells.values().sum();
     println!(
         "seed {seed}: {billed} clicks billed of {must} impressions that must be, {ineligible} clicks not eligible"

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use clickhouse::{Client, Row, RowOwned, RowRead, query::Query};
+use faults::Point;
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -145,11 +146,14 @@ impl Server {
         let insert = self.client.insert_formatted_with(&statement);
         let mut insert =
             inserting(token).into_iter().fold(insert, |insert, (name, value)| insert.with_setting(name, value));
-        self.within(&statement, async move {
+        faults::at(Point::ClickHouseBefore);
+        let sending = async move {
             insert.send(rows).await?;
             insert.end().await
-        })
-        .await
+        };
+        self.within(&statement, sending).await?;
+        faults::at(Point::ClickHouseAfter);
+        Ok(())
     }
 }
 

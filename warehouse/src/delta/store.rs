@@ -8,6 +8,7 @@
 #![allow(clippy::single_range_in_vec_init, reason = "one range of several that could be asked for")]
 
 use super::sums::{self, BLOCK, PIECE, ReadError, Reader, Summing, Sums};
+use faults::Point;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -87,8 +88,17 @@ fn is_listed(location: &Path) -> bool {
 /// Writes a whole file and its sums.
 fn put(path: &std::path::Path, bytes: &[u8], replace: bool) -> Result<()> {
     make_folder(path)?;
+    // A table's log has a commit a file: what is put there makes what was put before it count.
+    let is_commit = path.extension().is_some_and(|extension| extension == "json");
+    if is_commit {
+        faults::at(Point::DeltaBefore);
+    }
     let placed = sums::place(path, &Sums::of(bytes), replace, || durable::create_new(path, bytes));
-    placed.map_err(|error| failed(path, error))
+    placed.map_err(|error| failed(path, error))?;
+    if is_commit {
+        faults::at(Point::DeltaAfter);
+    }
+    Ok(())
 }
 
 /// Reads a file in pieces, as they are asked for.

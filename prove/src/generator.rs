@@ -3,6 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+/// User agents, and their device class.
 pub const PEOPLE: [(&str, &str); 4] = [
     (
         "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.5 Mobile/15E148 Safari/604.1",
@@ -18,7 +19,12 @@ pub const PEOPLE: [(&str, &str); 4] = [
     ),
     ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "desktop"),
 ];
+/// Before the milliseconds that a click is held, at the end of its user agent.
+pub const HELD: &str = " Held/";
 const BOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
+/// The person whom changed rules take for a bot: by what a pipeline can see of it.
+pub const CHANGED: usize = 2;
+pub const CHANGED_AGENT: &str = "Pixel 9";
 const COUNTRIES: [&str; 4] = ["DE", "US", "IN", "BR"];
 
 /// Which redirect a request goes to.
@@ -58,8 +64,13 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn user_agent(&self) -> &'static str {
-        self.person.map_or(BOT, |person| PEOPLE[person].0)
+    /// As the browser names itself. What goes through the slow redirect says how long it is held ([`crate::slow_log`]).
+    pub fn user_agent(&self) -> String {
+        let name = self.person.map_or(BOT, |person| PEOPLE[person].0);
+        match self.through {
+            Through::Slow(ms) => format!("{name}{HELD}{ms}"),
+            _ => name.to_string(),
+        }
     }
 }
 
@@ -127,6 +138,11 @@ pub fn generate(seed: u64, requests: usize, over_ms: i64, ads: usize, lateness_m
                 all.push(Request { how: How::GoneAway, ..first });
             }
             30..33 => all.push(Request { how: How::Post, ..first }),
+            // Two people on one impression, of whom a change of the rules takes the first for a bot.
+            33..36 => {
+                all.push(Request { person: Some(0), ..later(rng.random_range(0..40_000)) });
+                all.push(Request { person: Some(CHANGED), ..first });
+            }
             _ => all.push(first),
         }
     }

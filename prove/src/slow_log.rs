@@ -1,10 +1,11 @@
 //! A log whose appends wait until virtual time has come: a redirect that stalls between clock and log.
 
+use crate::generator::HELD;
 use async_trait::async_trait;
 use bytes::Bytes;
 use click::{Clock, Millis, Offset, Offsets, Partition};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use tally_log::{Acknowledgement, Consumer, Log, LogError, Topic};
 use tokio::sync::watch;
 
@@ -14,18 +15,15 @@ pub const DEAD: i64 = i64::MAX;
 pub struct SlowLog {
     pub inner: Arc<dyn Log>,
     pub clock: Arc<dyn Clock>,
-    /// How long each record is held, by the impression in it; the test says it before the request.
-    pub holds: Mutex<std::collections::HashMap<String, i64>>,
-    /// Virtual time, for those who wait for it.
+    /// Virtual time in milliseconds, for those who wait for it.
     pub time: watch::Sender<i64>,
 }
 
-impl SlowLog {
-    fn held_for(&self, value: &[u8]) -> i64 {
-        let event: serde_json::Value = serde_json::from_slice(value).unwrap();
-        let holds = self.holds.lock().unwrap();
-        event["impressionId"].as_str().and_then(|impression| holds.get(impression).copied()).unwrap_or(0)
-    }
+/// How long a record is held: its user agent says so.
+fn held_for(value: &[u8]) -> i64 {
+    let event: serde_json::Value = serde_json::from_slice(value).unwrap_or_default();
+    let held = event["userAgent"].as_str().and_then(|agent| agent.rsplit_once(HELD));
+    held.and_then(|(_, ms)| ms.parse().ok()).unwrap_or(0)
 }
 
 #[async_trait]
@@ -41,7 +39,7 @@ impl Log for SlowLog {
         _: Option<&[u8]>,
         value: Bytes,
     ) -> Result<Acknowledgement, LogError> {
-        let until = self.clock.now().get() + self.held_for(&value);
+        let until = self.clock.now().get() + held_for(&value);
         let (inner, topic, mut time) = (self.inner.clone(), topic.clone(), self.time.subscribe());
         Ok(Box::pin(async move {
             // Without a sender the test is over, and nobody waits for the answer.

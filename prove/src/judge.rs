@@ -19,11 +19,13 @@ struct Impression {
 }
 
 /// Remembers what was sent and answered.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Judge {
     impressions: HashMap<String, Impression>,
     /// Clicks that must not be billed whatever happens, for the message.
     pub ineligible: u64,
+    /// Answered clicks that a change of the rules would make ineligible, and whether their way to the log was slow.
+    doubtful: Vec<(String, Cell, bool)>,
 }
 
 impl Judge {
@@ -34,6 +36,28 @@ impl Judge {
         self.impressions.entry(impression.into()).or_default().answered.push(cell);
     }
 
+    /// The rules change: they no longer bill the clicks that [`Judge::doubt`] named. What was final before `through` stays as
+    /// it was. `any` says that append times and click times are so far apart that this tells nothing; nor does it of a
+    /// click whose way was slow. Which rules such a click met is not known from outside.
+    pub fn change(&mut self, through: Minute, any: bool) {
+        for (impression, cell, slow) in std::mem::take(&mut self.doubtful) {
+            let Some(known) = self.impressions.get_mut(&impression).filter(|_| any || slow || cell.0 >= through) else {
+                continue;
+            };
+            if let Some(at) = known.answered.iter().position(|answered| *answered == cell) {
+                known.unanswered.push(known.answered.swap_remove(at));
+            }
+        }
+    }
+
+    /// The last answered click of this impression is one that a change of the rules would make ineligible.
+    pub fn doubt(&mut self, impression: &str, slow: bool) {
+        let last = self.impressions.get(impression).and_then(|known| known.answered.last());
+        if let Some(cell) = last {
+            self.doubtful.push((impression.into(), cell.clone(), slow));
+        }
+    }
+
     /// A click that was answered. Its id tells its minute.
     #[cfg(test)]
     pub fn answered(&mut self, impression: &str, click: ClickId, dimensions: &[String; 5]) {
@@ -41,10 +65,20 @@ impl Judge {
         self.impressions.entry(impression.into()).or_default().answered.push(cell);
     }
 
-    /// A click that was sent in one of these minutes and got no answer.
-    pub fn unanswered(&mut self, impression: &str, minutes: &[Minute], dimensions: &[String; 5]) {
+    /// A click that is sent in one of these minutes and has no answer: it may be in the log already.
+    pub fn sent(&mut self, impression: &str, minutes: &[Minute], dimensions: &[String; 5]) {
         let cells = minutes.iter().map(|minute| cell(*minute, dimensions));
         self.impressions.entry(impression.into()).or_default().unanswered.extend(cells);
+    }
+
+    /// What was said of a click when it was sent is void: its answer says more.
+    pub fn came(&mut self, impression: &str, minutes: &[Minute], dimensions: &[String; 5]) {
+        let Some(known) = self.impressions.get_mut(impression) else { return };
+        for cell in minutes.iter().map(|minute| cell(*minute, dimensions)) {
+            if let Some(at) = known.unanswered.iter().position(|unanswered| *unanswered == cell) {
+                known.unanswered.swap_remove(at);
+            }
+        }
     }
 
     /// How many impressions must be billed.
@@ -146,7 +180,9 @@ fn the_judge_can_say_no() {
     judge.answered("a", ClickId::new(at(1)), &dimensions);
     judge.answered("a", ClickId::new(at(60_001)), &dimensions);
     judge.answered("b", ClickId::new(at(2)), &dimensions);
-    judge.unanswered("c", &[at(0).minute()], &dimensions);
+    judge.sent("c", &[at(0).minute()], &dimensions);
+    judge.sent("b", &[at(60_000).minute()], &dimensions);
+    judge.came("b", &[at(60_000).minute()], &dimensions);
     let check =
         |counts: &[(&Cell, i64)]| judge.check(&counts.iter().map(|(cell, n)| ((*cell).clone(), *n)).collect()).is_ok();
     assert!(check(&[(&first, 2)]), "both in the first minute");
@@ -156,4 +192,25 @@ fn the_judge_can_say_no() {
     assert!(!check(&[(&first, 1)]), "one is missing");
     assert!(!check(&[(&second, 2)]), "b was not in the second");
     assert!(!check(&[(&first, 3), (&second, 1)]), "one too many");
+}
+
+#[test]
+fn after_a_change_the_judge_doubts_what_was_not_final() {
+    let at = |ms: i64| click::Millis::new(1_776_686_400_000 + ms);
+    let dimensions = ["ad", "cmp", "pub", "DE", "mobile"].map(String::from);
+    let [first, second] = [0, 60_000].map(|ms| cell(at(ms).minute(), &dimensions));
+    let mut judge = Judge::default();
+    for (impression, ms, slow) in [("final", 1, false), ("slow", 2, true), ("open", 60_001, false)] {
+        judge.answered_at(impression, ClickId::new(at(ms)), 0, &dimensions);
+        judge.doubt(impression, slow);
+    }
+    judge.answered_at("open", ClickId::new(at(60_002)), 0, &dimensions);
+    judge.change(second.0, false);
+    let check = |first_clicks, second_clicks| {
+        judge.check(&[(first.clone(), first_clicks), (second.clone(), second_clicks)].into_iter().collect()).is_ok()
+    };
+    assert!(check(1, 1) && check(2, 1), "the slow one counts or not");
+    assert!(!check(0, 1), "the final one counts");
+    assert!(!check(1, 0), "another click of the open impression counts");
+    assert!(!check(1, 2), "it counts once");
 }

@@ -1,0 +1,364 @@
+//! What is left of a folder after a power cut: of each file and folder at most what it was, and at least what an fsync
+//! made durable. It is told by the journal that `power/` keeps; its layout is written there.
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::Rng;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirEntryExt, FileExt};
+use std::path::{Path, PathBuf};
+
+/// A folder that is under power, and where its journal is.
+pub struct Disk {
+    /// The folder of the process.
+    pub root: PathBuf,
+    /// The journal.
+    pub journal: PathBuf,
+    /// What was removed and can come back.
+    pub saved: PathBuf,
+}
+
+/// One change of the journal that can be undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Change {
+    Write { ino: u64, offset: u64, length: u64, old_size: u64, before: Vec<u8> },
+    Size { ino: u64, old: u64, new: u64, cut: Vec<u8> },
+    Create { folder: u64, ino: u64, name: OsString },
+    Remove { folder: u64, ino: u64, name: OsString },
+    Rename { folder: u64, ino: u64, replaced: u64, to_folder: u64, name: OsString, to_name: OsString },
+}
+
+impl Change {
+    /// What has to be fsynced for it to be durable: a file for its bytes, both folders for a rename.
+    fn places(&self) -> [u64; 2] {
+        match self {
+            Change::Write { ino, .. } | Change::Size { ino, .. } => [*ino; 2],
+            Change::Create { folder, .. } | Change::Remove { folder, .. } => [*folder; 2],
+            Change::Rename { folder, to_folder, .. } => [*folder, *to_folder],
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Line {
+    Change(Change),
+    Sync { ino: u64, kind: String },
+    Failed { ino: u64 },
+    Died(String),
+    Life,
+}
+
+/// What a journal says beside what can be undone.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The kinds of files and folders that were fsynced, and how often.
+    pub syncs: std::collections::BTreeMap<String, u64>,
+    /// Where the process was told to die by itself.
+    pub died: Option<String>,
+    pub changes: usize,
+}
+
+impl Disk {
+    /// A new folder `root` under `dir`, which holds nothing else.
+    pub fn new(dir: &Path) -> Result<Disk> {
+        let disk = Disk { root: dir.join("data"), journal: dir.join("journal"), saved: dir.join("saved") };
+        for folder in [&disk.root, &disk.saved] {
+            fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        Ok(disk)
+    }
+
+    /// Variables of a process on this disk.
+    pub fn variables(&self) -> [(&'static str, &Path); 3] {
+        [("POWER_CUT_ROOT", &self.root), ("POWER_CUT_JOURNAL", &self.journal), ("POWER_CUT_SAVED", &self.saved)]
+    }
+
+    fn lines(&self) -> Result<Vec<Line>> {
+        match fs::read(&self.journal) {
+            Ok(bytes) => parse(&bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| self.journal.display().to_string()),
+        }
+    }
+
+    /// Notes that a process begins.
+    ///
+    /// # Errors
+    /// If the journal cannot be written.
+    pub fn begin_life(&self) -> Result<()> {
+        let journal = fs::OpenOptions::new().append(true).create(true).open(&self.journal);
+        let written = journal.and_then(|mut journal| journal.write_all(b"life begins\n"));
+        written.with_context(|| self.journal.display().to_string())
+    }
+
+    /// What the journal says of the newest life.
+    pub fn seen(&self) -> Result<Seen> {
+        let mut seen = Seen::default();
+        for line in self.lines()? {
+            match line {
+                Line::Change(_) => seen.changes += 1,
+                Line::Sync { kind, .. } => *seen.syncs.entry(kind).or_default() += 1,
+                Line::Died(what) => seen.died = Some(what),
+                Line::Failed { .. } => {}
+                Line::Life => seen = Seen::default(),
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Takes from the folder what was not durable: all of it, or of each file and folder the younger part, cut anywhere.
+    /// Nobody may be using it. What is left is durable from then on. How many changes are gone.
+    pub fn cut_power(&self, rng: &mut impl Rng) -> Result<usize> {
+        let mut loose = loose(self.lines()?);
+        if rng.random_bool(0.5) {
+            keep_some(&mut loose, rng);
+        }
+        let gone = loose.len();
+        let mut undo = Undo { disk: self, found: HashMap::new() };
+        undo.find()?;
+        for (change, kept) in loose.into_iter().rev() {
+            undo.undo(&change, kept).with_context(|| format!("cannot undo {change:?}"))?;
+        }
+        self.settle()?;
+        Ok(gone)
+    }
+
+    /// Takes everything for durable.
+    pub fn settle(&self) -> Result<()> {
+        for path in [&self.journal] {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != ErrorKind::NotFound
+            {
+                return Err(error).with_context(|| path.display().to_string());
+            }
+        }
+        fs::remove_dir_all(&self.saved).and_then(|()| fs::create_dir(&self.saved)).context("what was removed")
+    }
+}
+
+/// The changes that no fsync followed, in their order, each with how many of its bytes stay.
+fn loose(lines: Vec<Line>) -> Vec<(Change, u64)> {
+    let mut loose: Vec<(Change, [bool; 2])> = Vec::new();
+    // After a failed fsync the kernel may forget what it could not write, and say yes the next time.
+    let mut lost: Vec<(Change, u64)> = Vec::new();
+    for line in lines {
+        match line {
+            Line::Change(change) => loose.push((change, [false; 2])),
+            Line::Sync { ino, .. } => loose.retain_mut(|(change, durable)| {
+                for (place, durable) in change.places().iter().zip(durable.iter_mut()) {
+                    *durable |= *place == ino;
+                }
+                *durable != [true; 2]
+            }),
+            Line::Failed { ino } => {
+                let (failed, rest) = loose.into_iter().partition(|(change, _)| change.places().contains(&ino));
+                loose = rest;
+                let failed: Vec<(Change, [bool; 2])> = failed;
+                lost.extend(failed.into_iter().map(|(change, _)| (change, 0)));
+            }
+            Line::Died(_) | Line::Life => {}
+        }
+    }
+    lost.extend(loose.into_iter().map(|(change, _)| (change, 0)));
+    lost
+}
+
+/// Of each file and folder an older part of what is loose reached the disk after all.
+fn keep_some(loose: &mut Vec<(Change, u64)>, rng: &mut impl Rng) {
+    let mut open: HashMap<u64, bool> = HashMap::new();
+    loose.retain_mut(|(change, kept)| {
+        let places = change.places();
+        let goes_on = places.iter().all(|place| *open.entry(*place).or_insert(true));
+        if goes_on && rng.random_bool(0.7) {
+            return false;
+        }
+        if goes_on && let Change::Write { length, .. } = change {
+            *kept = rng.random_range(0..=*length);
+        }
+        for place in places {
+            open.insert(place, false);
+        }
+        true
+    });
+}
+
+/// Where everything is at the moment, by inode.
+struct Undo<'a> {
+    disk: &'a Disk,
+    found: HashMap<u64, PathBuf>,
+}
+
+impl Undo<'_> {
+    fn find(&mut self) -> Result<()> {
+        self.found.clear();
+        for root in [&self.disk.saved, &self.disk.root] {
+            self.find_in(root)?;
+        }
+        let root = fs::metadata(&self.disk.root)?;
+        self.found.insert(std::os::unix::fs::MetadataExt::ino(&root), self.disk.root.clone());
+        Ok(())
+    }
+
+    fn find_in(&mut self, folder: &Path) -> Result<()> {
+        for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+            let entry = entry?;
+            self.found.insert(entry.ino(), entry.path());
+            if entry.file_type()?.is_dir() {
+                self.find_in(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of this inode; none if it went with what was undone before.
+    fn file(&self, ino: u64) -> Result<Option<fs::File>> {
+        let Some(path) = self.found.get(&ino) else { return Ok(None) };
+        match fs::OpenOptions::new().write(true).open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    fn undo(&mut self, change: &Change, kept: u64) -> Result<()> {
+        match change {
+            Change::Write { ino, offset, length, old_size, before } => {
+                let Some(file) = self.file(*ino)? else { return Ok(()) };
+                let kept = kept.min(*length);
+                if let Some(rest) = before.get(kept as usize..) {
+                    file.write_all_at(rest, offset + kept)?;
+                }
+                let end = if kept == 0 { *old_size } else { (*old_size).max(offset + kept) };
+                if offset + length > end && file.metadata()?.len() > end {
+                    file.set_len(end)?;
+                }
+            }
+            Change::Size { ino, old, new, cut } => {
+                let Some(file) = self.file(*ino)? else { return Ok(()) };
+                file.set_len(*old)?;
+                file.write_all_at(cut, (*new).min(*old))?;
+            }
+            Change::Create { folder, ino, name } => {
+                let Some(path) = self.named(*folder, *ino, name)? else { return Ok(()) };
+                if path.is_dir() {
+                    fs::remove_dir_all(&path)?;
+                } else {
+                    fs::remove_file(&path)?;
+                }
+                self.find()?;
+            }
+            Change::Remove { folder, ino, name } => {
+                let Some(folder) = self.found.get(folder) else { return Ok(()) };
+                self.bring_back(*ino, &folder.join(name))?;
+            }
+            Change::Rename { folder, ino, replaced, to_folder, name, to_name } => {
+                let Some(path) = self.named(*to_folder, *ino, to_name)? else { return Ok(()) };
+                let Some(folder) = self.found.get(folder) else { return Ok(()) };
+                fs::rename(&path, folder.join(name))?;
+                if *replaced != 0 {
+                    self.bring_back(*replaced, &path)?;
+                }
+                self.find()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of this name, if it is the name of this inode.
+    fn named(&self, folder: u64, ino: u64, name: &OsString) -> Result<Option<PathBuf>> {
+        let Some(path) = self.found.get(&folder).map(|folder| folder.join(name)) else { return Ok(None) };
+        match fs::symlink_metadata(&path) {
+            Ok(status) => Ok((std::os::unix::fs::MetadataExt::ino(&status) == ino).then_some(path)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    fn bring_back(&mut self, ino: u64, path: &Path) -> Result<()> {
+        let saved = self.disk.saved.join(ino.to_string());
+        if saved.exists() {
+            // Two undone changes may bring back the same.
+            match fs::hard_link(&saved, path) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
+            }
+        } else if !path.exists() {
+            // Not kept, so a folder, which was empty.
+            fs::create_dir(path)?;
+        }
+        self.find()
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let mut rest = bytes;
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        let (line, after) = (&rest[..end], &rest[end + 1..]);
+        rest = after;
+        let line = String::from_utf8(line.to_vec()).context("the journal has a line that is no text")?;
+        let mut bytes = Vec::new();
+        let mut text = line.as_str();
+        if matches!(text.split(' ').next(), Some("write" | "size"))
+            && let Some((head, count)) = text.rsplit_once(" bytes=")
+        {
+            let count: usize = count.parse().context("bytes")?;
+            // A process that was killed may have noted a part.
+            let Some(there) = rest.get(..count + 1) else { break };
+            bytes = there[..count].to_vec();
+            rest = &rest[count + 1..];
+            text = head;
+        }
+        lines.push(parse_line(text, bytes).with_context(|| format!("the journal has {text:?}"))?);
+    }
+    Ok(lines)
+}
+
+fn parse_line(text: &str, bytes: Vec<u8>) -> Result<Line> {
+    let (what, fields) = text.split_once(' ').context("one word")?;
+    let mut words = fields.splitn(if what == "rename" { 5 } else { 4 }, ' ');
+    let number = |word: Option<&str>| -> Result<u64> { Ok(word.context("too short")?.parse()?) };
+    let name = |text: &str| OsString::from_vec(text.as_bytes().to_vec());
+    Ok(match what {
+        "write" => Line::Change(Change::Write {
+            ino: number(words.next())?,
+            offset: number(words.next())?,
+            length: number(words.next())?,
+            old_size: number(words.next())?,
+            before: bytes,
+        }),
+        "size" => Line::Change(Change::Size {
+            ino: number(words.next())?,
+            old: number(words.next())?,
+            new: number(words.next())?,
+            cut: bytes,
+        }),
+        "sync" => {
+            let (ino, kind) = fields.split_once(' ').context("too short")?;
+            Line::Sync { ino: ino.parse()?, kind: kind.into() }
+        }
+        "failed" => Line::Failed { ino: fields.parse()? },
+        "create" | "remove" => {
+            let mut words = fields.splitn(3, ' ');
+            let (folder, ino) = (number(words.next())?, number(words.next())?);
+            let name = name(words.next().context("too short")?);
+            Line::Change(match what {
+                "create" => Change::Create { folder, ino, name },
+                _ => Change::Remove { folder, ino, name },
+            })
+        }
+        "rename" => {
+            let (folder, ino) = (number(words.next())?, number(words.next())?);
+            let (replaced, to_folder) = (number(words.next())?, number(words.next())?);
+            let (from, to) = words.next().and_then(|names| names.split_once('/')).context("too short")?;
+            ensure!(!to.is_empty(), "no name");
+            Line::Change(Change::Rename { folder, ino, replaced, to_folder, name: name(from), to_name: name(to) })
+        }
+        "died" => Line::Died(fields.into()),
+        "life" => Line::Life,
+        _ => bail!("no such line"),
+    })
+}

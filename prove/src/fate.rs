@@ -1,0 +1,123 @@
+//! What happens to a process in one of its lives, and between two of them.
+
+use faults::Point;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use std::fmt;
+
+/// How a life ends, or what it goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing but the end that comes to all.
+    None,
+    /// It dies at the n-th pass of a commit point.
+    At(Point, u64),
+    /// It dies at its n-th change of a file or folder, in the middle of it if that is a write.
+    Change(u64),
+    /// From a change on, so many find the disk full.
+    Full(u64, u64),
+    /// The n-th fsync fails.
+    SyncFails(u64),
+    /// It stands still for so many milliseconds and goes on.
+    Stands(u64),
+}
+
+/// One life and what follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fate {
+    pub fault: Fault,
+    /// After so many steps the process is killed, if it is still there.
+    pub steps: i64,
+    /// Whether the power is cut at its end: what was not fsynced is gone.
+    pub power_cut: bool,
+    /// How long everything is down afterwards.
+    pub away_ms: i64,
+    /// How far the clock jumps meanwhile, beside that.
+    pub clock_ms: i64,
+}
+
+impl Fate {
+    /// A fate for a life of at most so many steps. Only points of one machine are passed there.
+    pub fn draw(rng: &mut impl Rng, steps_max: i64) -> Fate {
+        let fault = match rng.random_range(0..10) {
+            0 => Fault::None,
+            1 => Fault::Stands(rng.random_range(1..300)),
+            2 => Fault::Full(rng.random_range(1..3_000), rng.random_range(1..200)),
+            3 => Fault::SyncFails(rng.random_range(1..1_000)),
+            4..7 => {
+                let point = *POINTS.choose(rng).unwrap_or(&Point::AppendAfter);
+                let often = matches!(
+                    point,
+                    Point::AppendBefore | Point::AppendAfter | Point::OutputBefore | Point::OutputAfter
+                );
+                Fault::At(point, rng.random_range(1..=if often { 60 } else { 4 }))
+            }
+            _ => Fault::Change(rng.random_range(1..2_500)),
+        };
+        Fate {
+            fault,
+            steps: rng.random_range(1..=steps_max.max(1)),
+            power_cut: rng.random_bool(0.5),
+            away_ms: *[0, 0, 0, 0, 1_000, 60_000, 420_000, 4_200_000].choose(rng).unwrap_or(&0),
+            clock_ms: *[0, 0, 0, 0, 0, 0, -2_000, -60_000, 3_600_000].choose(rng).unwrap_or(&0),
+        }
+    }
+
+    /// A life that ends with a power cut, at a change or a point.
+    pub fn draw_power_cut(rng: &mut impl Rng, steps_max: i64) -> Fate {
+        let fault = match rng.random_range(0..3) {
+            0 => Fault::At(*POINTS.choose(rng).unwrap_or(&Point::AppendAfter), rng.random_range(1..=3)),
+            1 => Fault::Change(rng.random_range(1..2_500)),
+            _ => Fault::None,
+        };
+        Fate { fault, steps: rng.random_range(1..=steps_max.max(1)), power_cut: true, away_ms: 0, clock_ms: 0 }
+    }
+}
+
+/// The points that the one-machine column passes.
+pub const POINTS: &[Point] = &[
+    Point::AppendBefore,
+    Point::AppendAfter,
+    Point::SegmentSealed,
+    Point::SegmentCreated,
+    Point::ClaimsBefore,
+    Point::ClaimsAfter,
+    Point::OutputBefore,
+    Point::OutputAfter,
+    Point::CheckpointBefore,
+    Point::CheckpointAfter,
+    Point::ClosingBegun,
+    Point::ClosingRaw,
+    Point::ClosingCorrections,
+    Point::ClosingMinutes,
+    Point::ClosingRollUps,
+    Point::ClosingDone,
+    Point::DeployedBefore,
+    Point::DeployedAfter,
+    Point::DeltaBefore,
+    Point::DeltaAfter,
+];
+
+impl fmt::Display for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.fault {
+            Fault::None => write!(f, "a kill")?,
+            Fault::At(point, n) => write!(f, "death at {point}:{n}")?,
+            Fault::Change(n) => write!(f, "death at change {n}")?,
+            Fault::Full(n, m) => write!(f, "disk full at changes {n} to {}", n + m)?,
+            Fault::SyncFails(n) => write!(f, "fsync {n} fails")?,
+            Fault::Stands(ms) => write!(f, "{ms} ms of standing still")?,
+        }
+        write!(f, " within {} steps", self.steps)?;
+        if self.power_cut {
+            f.write_str(", power cut")?;
+        }
+        if self.away_ms > 0 {
+            write!(f, ", {} s down", self.away_ms / 1_000)?;
+        }
+        if self.clock_ms != 0 {
+            write!(f, ", clock {:+} s", self.clock_ms / 1_000)?;
+        }
+        Ok(())
+    }
+}

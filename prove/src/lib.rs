@@ -1,0 +1,26 @@
+//! The proof that every billable click which was answered is counted exactly once.
+//!
+//! # Layout, in the order of a run
+//!
+//! * [`generator`]: what browsers, bots and retries do, seeded
+//! * [`browsers`]: sends it over HTTP and remembers the answers
+//! * [`judge`]: what must be billed, from the answers alone
+//! * [`reports`]: what is billed, as the reports say it
+//! * [`slow_log`]: a redirect that stalls between clock and log
+//! * [`fate`]: what happens to a process in a life, and [`site`], the process
+//! * [`disk`]: what a power cut leaves of its files
+//! * [`run`]: all of it, and the first thing that is wrong
+//!
+//! The oracle shares no counting code with the product.
+
+#![forbid(unsafe_code)]
+
+pub mod browsers;
+pub mod disk;
+pub mod fate;
+pub mod generator;
+pub mod judge;
+pub mod reports;
+pub mod run;
+pub mod site;
+pub mod slow_log;

@@ -1,0 +1,239 @@
+//! The process under proof: the whole one-machine column, in virtual time, told what to do line by line.
+//!
+//! It is started with `--data`, `--pipelines` and `--clock`, and answers `ready` with the addresses of its three redirects
+//! and of its reports. Then it takes one word a line and answers `ok`, or `error` with the reason: `clock MS` sets the time,
+//! `beat` sends heartbeats where they are due, `settle` brings everything that is in the log to rest in the reports,
+//! `checkpoint` makes a checkpoint, `retain` removes what is past the retention.
+
+use crate::browsers::Redirects;
+use crate::disk::Disk;
+use crate::fate::Fault;
+use anyhow::{Context, Result, bail};
+use click::Millis;
+use std::fmt;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How long the process may take for one word.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// As much of what it says on stderr as a message shows.
+const TOLD_BYTES_MAX: usize = 4_000;
+
+/// What every life of a run has in common.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The program, and the words before those of this module.
+    pub program: PathBuf,
+    pub words: Vec<String>,
+    /// The library that `power/` is built to.
+    pub power: PathBuf,
+    pub pipelines: PathBuf,
+    /// The same with changed rules.
+    pub changed: PathBuf,
+    /// A kind of fsync that is left out.
+    pub deaf: Option<String>,
+}
+
+/// A word for the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    Clock(Millis),
+    Beat,
+    Settle,
+    Checkpoint,
+    Retain,
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Word::Clock(at) => write!(f, "clock {}", at.get()),
+            Word::Beat => f.write_str("beat"),
+            Word::Settle => f.write_str("settle"),
+            Word::Checkpoint => f.write_str("checkpoint"),
+            Word::Retain => f.write_str("retain"),
+        }
+    }
+}
+
+impl std::str::FromStr for Word {
+    type Err = String;
+
+    fn from_str(line: &str) -> Result<Self, String> {
+        match line {
+            "beat" => Ok(Word::Beat),
+            "settle" => Ok(Word::Settle),
+            "checkpoint" => Ok(Word::Checkpoint),
+            "retain" => Ok(Word::Retain),
+            _ => {
+                let at = line.strip_prefix("clock ").and_then(|ms| ms.parse().ok());
+                at.map(|at| Word::Clock(Millis::new(at))).ok_or_else(|| format!("{line:?} is no word"))
+            }
+        }
+    }
+}
+
+/// What came of a word.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// The process is there, and could not.
+    Failed(String),
+    /// The process is gone.
+    Dead,
+}
+
+/// A life of the process.
+pub struct Site {
+    child: Child,
+    words: ChildStdin,
+    answers: mpsc::Receiver<String>,
+    told: JoinHandle<String>,
+    pub redirects: Redirects,
+    pub reports: SocketAddr,
+}
+
+/// A process that did not come up, and what it said.
+#[derive(Debug)]
+pub struct StillBorn(pub String);
+
+impl Site {
+    /// Starts a life. It may die, or refuse, before it is ready.
+    ///
+    /// # Errors
+    /// If there is no process to be had at all, or it does not get ready in time.
+    pub async fn start(
+        setting: &Setting,
+        pipelines: &Path,
+        disk: &Disk,
+        now: Millis,
+        fault: Fault,
+    ) -> Result<Result<Site, StillBorn>> {
+        disk.begin_life()?;
+        let mut command = Command::new(&setting.program);
+        command.args(&setting.words).arg("--data").arg(&disk.root).arg("--pipelines").arg(pipelines);
+        command.arg("--clock").arg(now.get().to_string());
+        command.env("LD_PRELOAD", &setting.power).envs(disk.variables());
+        if let Some(deaf) = &setting.deaf {
+            command.env("POWER_CUT_DEAF", deaf);
+        }
+        match fault {
+            Fault::None | Fault::Stands(_) => &mut command,
+            Fault::At(point, n) => command.env(faults::DIE_AT, format!("{point}:{n}")),
+            Fault::Change(n) => command.env("POWER_CUT_DIE", n.to_string()),
+            Fault::Full(n, m) => command.env("POWER_CUT_FULL", format!("{n}+{m}")),
+            Fault::SyncFails(n) => command.env("POWER_CUT_EIO", n.to_string()),
+        };
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let program = setting.program.display();
+        let mut child = command.spawn().with_context(|| format!("cannot start {program}"))?;
+        let (Some(words), Some(answers), Some(errors)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            bail!("{program} has no pipes");
+        };
+        // Each ends when the process does.
+        let told = tokio::task::spawn_blocking(move || said(errors));
+        let mut answers = lines(answers);
+        let ready = tokio::time::timeout(PATIENCE, answers.recv()).await;
+        let Some(ready) = ready.with_context(|| format!("{program} does not get ready"))? else {
+            let _ = child.wait();
+            return Ok(Err(StillBorn(told.await.unwrap_or_default())));
+        };
+        let mut addresses = ready.strip_prefix("ready ").unwrap_or_default().split(' ').map(str::parse::<SocketAddr>);
+        let mut next = || addresses.next().context("too few addresses")?.context("an address");
+        let redirects = [next()?, next()?, next()?];
+        let reports = next()?;
+        Ok(Ok(Site { child, words, answers, told, redirects, reports }))
+    }
+
+    /// Tells the process a word and waits until it has done it.
+    ///
+    /// # Errors
+    /// If it takes for ever.
+    pub async fn tell(&mut self, word: Word) -> Result<Outcome> {
+        // A pipe has room for a word.
+        if self.words.write_all(format!("{word}\n").as_bytes()).is_err() {
+            return Ok(Outcome::Dead);
+        }
+        let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
+        Ok(match answer.with_context(|| format!("`{word}` is not done after {PATIENCE:?}"))? {
+            Some(answer) if answer == "ok" => Outcome::Done,
+            Some(answer) => Outcome::Failed(answer),
+            None => Outcome::Dead,
+        })
+    }
+
+    /// Stops the process for a while, as a scheduler or a snapshot does.
+    ///
+    /// # Errors
+    /// If signals cannot be sent.
+    pub async fn stand_still(&self, ms: u64) -> Result<()> {
+        for (signal, wait) in [("-STOP", ms), ("-CONT", 0)] {
+            Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().context("kill")?;
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills the process, if it is not dead yet. What it said on stderr.
+    pub async fn kill(mut self) -> String {
+        self.end();
+        (&mut self.told).await.unwrap_or_default()
+    }
+
+    fn end(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Site {
+    /// No process outlives its run, whatever was found wrong.
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What a process says, line by line, on a thread of its own.
+fn lines(from: ChildStdout) -> mpsc::Receiver<String> {
+    let (to, lines) = mpsc::channel(1);
+    tokio::task::spawn_blocking(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if to.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
+}
+
+/// The end of what a process says on stderr.
+fn said(mut from: ChildStderr) -> String {
+    let mut said = Vec::new();
+    // What cannot be read is not told.
+    let _ = from.read_to_end(&mut said);
+    let start = said.len().saturating_sub(TOLD_BYTES_MAX);
+    String::from_utf8_lossy(&said[start..]).into_owned()
+}
+
+/// Where the library of `power/` is, beside this program.
+///
+/// # Errors
+/// If it was not built.
+pub fn power() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("this program's path")?;
+    // Beside `tally`, and beside tests.
+    let folders = program.ancestors().skip(1).take(2);
+    let places = folders.flat_map(|folder| [folder.join("libpower_cut.so"), folder.join("deps/libpower_cut.so")]);
+    let found = { places }.find(|path| path.exists());
+    found.with_context(|| {
+        let folder = program.parent().unwrap_or(Path::new("."));
+        format!("{} has no libpower_cut.so, which cuts the power: `cargo build --release` makes it", folder.display())
+    })
+}

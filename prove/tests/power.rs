@@ -1,0 +1,168 @@
+//! The disk under a real process: what a shell wrote and did not fsync is gone after a power cut, and nothing else.
+#![allow(clippy::unwrap_used)]
+
+use prove::disk::Disk;
+use prove::site;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+/// A disk, and a shell on it.
+struct World {
+    _dir: tempfile::TempDir,
+    disk: Disk,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(&dir.path().canonicalize().unwrap()).unwrap();
+        World { _dir: dir, disk }
+    }
+
+    fn run(&self, script: &str, variables: &[(&str, &str)]) -> ExitStatus {
+        self.disk.begin_life().unwrap();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(script).current_dir(&self.disk.root).env("LD_PRELOAD", site::power().unwrap());
+        shell.envs(self.disk.variables()).envs(variables.iter().copied()).status().unwrap()
+    }
+
+    fn ok(&self, script: &str) {
+        assert!(self.run(script, &[]).success(), "{script}");
+    }
+
+    /// Cuts the power. A seed that keeps nothing which was not durable.
+    fn cut(&self) {
+        self.cut_with(nothing_kept());
+    }
+
+    fn cut_with(&self, seed: u64) {
+        self.disk.cut_power(&mut StdRng::seed_from_u64(seed)).unwrap();
+    }
+
+    /// Every file with what is in it, and every folder.
+    fn files(&self) -> BTreeMap<String, String> {
+        let mut files = BTreeMap::new();
+        walk(&self.disk.root, "", &mut files);
+        files
+    }
+}
+
+fn walk(folder: &Path, name: &str, files: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{name}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            files.insert(format!("{name}/"), String::new());
+            walk(&entry.path(), &format!("{name}/"), files);
+        } else {
+            files.insert(name, fs::read_to_string(entry.path()).unwrap());
+        }
+    }
+}
+
+/// The first seed whose first toss says that everything loose goes.
+fn nothing_kept() -> u64 {
+    use rand::Rng;
+    (0..).find(|seed| !StdRng::seed_from_u64(*seed).random_bool(0.5)).unwrap()
+}
+
+fn check(script: &str, expected: &[(&str, &str)]) {
+    let world = World::new();
+    world.ok(script);
+    world.cut();
+    let expected = expected.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
+    assert_eq!(world.files(), expected, "{script}");
+}
+
+#[test]
+fn what_was_not_synced_is_gone() {
+    check("echo one > a", &[]);
+    check("echo one > a; sync a", &[]);
+    check("echo one > a; sync .", &[("a", "")]);
+    check("echo one > a; sync a .", &[("a", "one\n")]);
+    check("echo one > a; sync a .; echo two >> a", &[("a", "one\n")]);
+    check("echo one > a; sync a .; echo two > a", &[("a", "one\n")]);
+    check("echo one > a; sync a .; echo two > a; sync a", &[("a", "two\n")]);
+}
+
+#[test]
+fn names_are_durable_when_their_folder_was_synced() {
+    let before = "echo one > a; echo two > b; mkdir d; sync a b . d;";
+    let all = &[("a", "one\n"), ("b", "two\n"), ("d/", "")];
+    check(&format!("{before} rm a"), all);
+    check(&format!("{before} rm a; sync ."), &[("b", "two\n"), ("d/", "")]);
+    check(&format!("{before} mv a b"), all);
+    check(&format!("{before} mv a b; sync ."), &[("b", "one\n"), ("d/", "")]);
+    check(&format!("{before} mv a d/a; sync d"), all);
+    check(&format!("{before} mv a d/a; sync . d"), &[("b", "two\n"), ("d/", ""), ("d/a", "one\n")]);
+    check(&format!("{before} ln a c"), all);
+    check(&format!("{before} ln a c; sync .; rm a"), &[("a", "one\n"), ("b", "two\n"), ("c", "one\n"), ("d/", "")]);
+    check(&format!("{before} rmdir d"), all);
+    check(&format!("{before} mkdir e; echo x > e/x; sync e/x e"), all);
+    check(
+        &format!("{before} echo x > d/x; sync d/x d; mv d e"),
+        &[("a", "one\n"), ("b", "two\n"), ("d/", ""), ("d/x", "x\n")],
+    );
+    check(&format!("{before} mv d e; echo x > e/x; sync e/x; sync ."), &[("a", "one\n"), ("b", "two\n"), ("e/", "")]);
+}
+
+#[test]
+fn a_process_dies_at_a_change_or_meets_what_a_disk_does() {
+    let script = "echo one > a; sync a .; echo two >> a; echo three >> a";
+    // The shell's own changes: it creates the file and writes it three times, each in half when it dies of it.
+    for (die, expected) in [("1", None), ("2", Some("on")), ("3", Some("one\ntw")), ("4", Some("one\ntwo\nthr"))] {
+        let world = World::new();
+        let status = world.run(script, &[("POWER_CUT_DIE", die)]);
+        assert_eq!(status.signal(), Some(9), "{die}");
+        assert_eq!(world.files().get("a").map(String::as_str), expected, "{die}");
+        assert!(world.disk.seen().unwrap().died.unwrap().starts_with(die));
+    }
+    let world = World::new();
+    world.run(script, &[("POWER_CUT_FULL", "3+1")]);
+    assert_eq!(world.files()["a"], "one\nthree\n");
+    let world = World::new();
+    assert!(!world.run("echo one > a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "", "a later fsync does not bring back what an earlier one could not write");
+}
+
+#[test]
+fn deaf_to_one_kind_of_fsync_it_loses_what_that_kept() {
+    let script = "mkdir d; echo one > d/17.log; sync d/17.log d .";
+    for (deaf, expected) in [("d/*.log", Some("")), ("d/", None), ("other", Some("one\n"))] {
+        let world = World::new();
+        world.run(script, &[("POWER_CUT_DEAF", deaf)]);
+        world.cut();
+        assert_eq!(world.files().get("d/17.log").map(String::as_str), expected, "{deaf}");
+    }
+}
+
+#[test]
+fn a_kill_without_a_power_cut_loses_nothing_and_a_later_cut_still_does() {
+    let world = World::new();
+    world.ok("echo one > a; sync a .; echo two >> a");
+    assert_eq!(world.files()["a"], "one\ntwo\n");
+    world.ok("echo three >> a");
+    world.cut();
+    assert_eq!(world.files()["a"], "one\n");
+}
+
+#[test]
+fn whatever_is_kept_of_the_rest_is_an_older_part_of_it() {
+    let mut seen = std::collections::BTreeSet::new();
+    for seed in 0..60 {
+        let world = World::new();
+        world.ok("echo one > a; sync a .; echo two >> a; echo three >> a");
+        world.cut_with(seed);
+        let left = world.files()["a"].clone();
+        assert!("one\ntwo\nthree\n".starts_with(&left) && left.len() >= 4, "{left:?}");
+        seen.insert(left);
+    }
+    assert!(seen.len() > 4, "{seen:?}");
+}

@@ -1,0 +1,282 @@
+//! `tally prove`: seeded runs of the whole one-machine column with every fault, judged from the answers.
+
+use crate::config::Config;
+use crate::machine::{self, Machine, SAMPLE_CATALOG};
+use crate::status::say;
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use click::{Clock, ManualClock, Millis};
+use futures::future::BoxFuture;
+use prove::browsers::AHEAD_MS;
+use prove::disk::Disk;
+use prove::generator::CHANGED_AGENT;
+use prove::run::{self, Done, Kind, LATENESS_MS, SLACK_MS};
+use prove::site::{self, Setting, Word};
+use prove::slow_log::SlowLog;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+/// Segments of a proof are small, so that they are sealed and removed in it.
+const SEGMENT_BYTES_MAX: u64 = 256 << 10;
+/// How long the log is kept in a proof.
+const RETENTION: Duration = Duration::from_secs(3_700);
+
+#[derive(Args)]
+pub struct Prove {
+    /// How many runs, each with the seed after the last one's
+    #[arg(long, default_value_t = 10)]
+    runs: u64,
+    /// Seed of the first run [default: one that was not used before]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Cut the power after every life, and do nothing else
+    #[arg(long)]
+    power_cuts: bool,
+    /// Leave out the fsyncs of one kind of file, as `--mutate` names them: runs are to fail
+    #[arg(long, value_name = "KIND")]
+    deaf: Option<String>,
+    /// Leave out every kind of fsync, one after the other, and show that a power cut finds it; at most `--runs` each
+    #[arg(long, conflicts_with = "deaf")]
+    mutate: bool,
+    /// Name the commit points at which a process can die
+    #[arg(long)]
+    list: bool,
+    /// Folder of the pipeline files
+    #[arg(long, env = "TALLY_PIPELINES", default_value = "pipelines")]
+    pipelines: PathBuf,
+}
+
+#[derive(Args)]
+pub struct SiteArgs {
+    #[arg(long)]
+    data: PathBuf,
+    #[arg(long)]
+    pipelines: PathBuf,
+    #[arg(long)]
+    clock: i64,
+}
+
+impl Prove {
+    pub async fn run(self) -> Result<()> {
+        if self.list {
+            for point in faults::Point::ALL {
+                say(&format!("{:<22} {}", point.name(), point.what()));
+            }
+            return Ok(());
+        }
+        let changed = tempfile::Builder::new().prefix("tally-pipelines-").tempdir()?;
+        change(&self.pipelines, changed.path())?;
+        let setting = Setting {
+            program: std::env::current_exe().context("this program's path")?,
+            words: vec!["prove-site".into()],
+            power: site::power()?,
+            pipelines: self.pipelines.clone(),
+            changed: changed.path().to_path_buf(),
+            deaf: self.deaf.clone(),
+        };
+        let first = self.seed.unwrap_or_else(run::new_seed);
+        if self.mutate { self.mutations(first, &setting).await } else { self.runs(first, &setting).await }
+    }
+
+    async fn runs(&self, first: u64, setting: &Setting) -> Result<()> {
+        let kind = if self.power_cuts { Kind::PowerCuts } else { Kind::All };
+        let flag = if self.power_cuts { " --power-cuts" } else { "" };
+        let deaf = self.deaf.as_ref().map_or(String::new(), |deaf| format!(" --deaf '{deaf}'"));
+        let begun = Instant::now();
+        let (mut lives, mut billed) = (0, 0);
+        for seed in first..first + self.runs {
+            let done = one(seed, kind, setting).await.with_context(|| {
+                format!("seed {seed} (`tally prove --runs 1 --seed {seed}{flag}{deaf}` replays it)")
+            })?;
+            for fate in &done.fates {
+                say(&format!("seed {seed}:   {fate}"));
+            }
+            let Done { lives: lived, billed: counted, must, ineligible, changes_gone, .. } = done;
+            say(&format!(
+                "seed {seed}: exact, {counted} clicks billed of {must} impressions that must be, {ineligible} not eligible; \
+                 {lived} lives, {changes_gone} changes lost to power cuts"
+            ));
+            lives += lived;
+            billed += counted;
+        }
+        say(&format!("{} runs exact: {billed} clicks, {lives} lives, {:.0?}", self.runs, begun.elapsed()));
+        Ok(())
+    }
+
+    async fn mutations(&self, first: u64, setting: &Setting) -> Result<()> {
+        let mut syncs: BTreeMap<String, u64> = BTreeMap::new();
+        for seed in first..first + 2 {
+            let done = one(seed, Kind::PowerCuts, setting).await.with_context(|| format!("seed {seed}, unchanged"))?;
+            done.syncs.into_iter().for_each(|(kind, times)| *syncs.entry(kind).or_default() += times);
+        }
+        let mut missed = Vec::new();
+        for (kind, times) in syncs {
+            let setting = Setting { deaf: Some(kind.clone()), ..setting.clone() };
+            let mut found = None;
+            for seed in first..first + self.runs {
+                if let Err(error) = one(seed, Kind::PowerCuts, &setting).await {
+                    let why = format!("{error:#}");
+                    let why = why.lines().next().unwrap_or_default().chars().take(160).collect::<String>();
+                    found = Some((seed, why));
+                    break;
+                }
+            }
+            match found {
+                Some((seed, why)) => say(&format!("{kind}: found with seed {seed}: {why}")),
+                None => {
+                    say(&format!("{kind}: not found in {} runs ({times} fsyncs in two runs)", self.runs));
+                    missed.push(kind);
+                }
+            }
+        }
+        if missed.is_empty() { Ok(()) } else { bail!("left out and not missed: {}", missed.join(", ")) }
+    }
+}
+
+/// The pipeline files with a rule more, which takes some people for bots.
+fn change(from: &Path, to: &Path) -> Result<()> {
+    const RULE: &str = "ELSE bot_reason(";
+    let mut changed = 0;
+    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "sql") {
+            let text = std::fs::read_to_string(&path)?;
+            changed += text.matches(RULE).count();
+            let text =
+                text.replace(RULE, &format!("WHEN \"userAgent\" LIKE '%{CHANGED_AGENT}%' THEN 'changed' {RULE}"));
+            std::fs::write(to.join(path.file_name().context("a file without a name")?), text)?;
+        }
+    }
+    anyhow::ensure!(changed == 1, "{} has {changed} places with `{RULE}`, and must have one", from.display());
+    Ok(())
+}
+
+/// One run in a folder of its own, which stays where it is if something is wrong.
+async fn one(seed: u64, kind: Kind, setting: &Setting) -> Result<Done> {
+    let dir = tempfile::Builder::new().prefix("tally-prove-").tempdir()?;
+    let catalog = redirect::Catalog::parse("catalog/sample.csv", SAMPLE_CATALOG)?;
+    // The journal compares paths as they are.
+    let path = dir.path().canonicalize()?;
+    let disk = Disk::new(&path)?;
+    let done = run::run(seed, kind, setting, &catalog, &disk).await;
+    if done.is_err() && setting.deaf.is_none() {
+        let kept = dir.keep();
+        return done.with_context(|| format!("its files are in {}", kept.display()));
+    }
+    done
+}
+
+/// The process under proof.
+pub fn serve(args: SiteArgs) -> BoxFuture<'static, Result<()>> {
+    Box::pin(serve_all(args))
+}
+
+async fn serve_all(args: SiteArgs) -> Result<()> {
+    let clock = Arc::new(ManualClock::new(Millis::new(args.clock)));
+    let config = Config {
+        data: args.data,
+        pipelines: args.pipelines,
+        lateness: Duration::from_millis(LATENESS_MS as u64),
+        slack: Duration::from_millis(SLACK_MS as u64),
+        log_retention: RETENTION,
+        log_segment_bytes: SEGMENT_BYTES_MAX,
+        ..Config::default()
+    };
+    let mut machine = Machine::open(&config, clock.clone()).await?;
+    let slow = Arc::new(SlowLog {
+        inner: machine.log.clone(),
+        clock: clock.clone(),
+        time: watch::channel(clock.now().get()).0,
+    });
+    let settings = redirect::Settings {
+        // Virtual minutes may take real seconds.
+        append_wait: Duration::from_secs(120),
+        ..Machine::redirect_settings(&config)?
+    };
+    let ahead: Arc<dyn Clock> = Arc::new(Ahead(clock.clone()));
+    let services = [
+        machine.redirect(machine.log.clone(), clock.clone(), settings.clone()),
+        machine.redirect(machine.log.clone(), ahead, settings.clone()),
+        machine.redirect(slow.clone(), clock.clone(), settings),
+    ];
+    let beats = services[0].clone();
+    let mut addresses = Vec::new();
+    for service in services {
+        let listener = listen().await?;
+        addresses.push(listener.local_addr()?.to_string());
+        tokio::spawn(redirect::serve(listener, service, std::future::pending()));
+    }
+    let listener = listen().await?;
+    addresses.push(listener.local_addr()?.to_string());
+    let router = reporting::router(Arc::new(machine.warehouse.clone()), clock.clone());
+    tokio::spawn(serving::serve(listener, router, serving::Limits::default(), std::future::pending()));
+
+    let mut lines = words();
+    let mut answer = format!("ready {}", addresses.join(" "));
+    loop {
+        say(&answer);
+        let Some(line) = lines.recv().await else { return Ok(()) };
+        let word: Word = line.parse().map_err(anyhow::Error::msg)?;
+        let done = match word {
+            Word::Clock(at) => {
+                clock.set(at);
+                slow.time.send_replace(at.get());
+                Ok(())
+            }
+            Word::Beat => {
+                beats.heartbeat_once().await;
+                Ok(())
+            }
+            Word::Settle => settle(&mut machine).await,
+            Word::Checkpoint => machine.runner.checkpoint().await.map_err(anyhow::Error::from),
+            Word::Retain => {
+                let removed = machine::retain(&machine.log, &config, clock.now(), &machine.warehouse).await;
+                removed.map(|_| ())
+            }
+        };
+        answer = match done {
+            Ok(()) => "ok".into(),
+            Err(error) => format!("error {error:#}").replace('\n', " "),
+        };
+    }
+}
+
+/// What whoever started this says, line by line, until it goes away.
+fn words() -> mpsc::Receiver<String> {
+    let (to, words) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if to.blocking_send(line).is_err() {
+                break;
+            }
+        }
+    });
+    words
+}
+
+/// Everything that is in the log comes to rest in the reports.
+async fn settle(machine: &mut Machine) -> Result<()> {
+    machine.runner.catch_up().await?;
+    machine.loader.step().await?;
+    let through = machine.warehouse.status().complete_through;
+    machine.runner.counters().complete_through.store(through.get(), std::sync::atomic::Ordering::Relaxed);
+    Ok(())
+}
+
+async fn listen() -> Result<TcpListener> {
+    Ok(TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?)
+}
+
+/// The clock of a redirect that is ahead of the others.
+struct Ahead(Arc<ManualClock>);
+
+impl Clock for Ahead {
+    fn now(&self) -> Millis {
+        self.0.now().plus(AHEAD_MS)
+    }
+}
