@@ -60,6 +60,17 @@ pub enum InvalidReason {
 }
 
 impl InvalidReason {
+    /// All of them.
+    pub const ALL: [InvalidReason; 7] = [
+        InvalidReason::Prefetch,
+        InvalidReason::Blocked,
+        InvalidReason::Unsigned,
+        InvalidReason::BadSignature,
+        InvalidReason::Expired,
+        InvalidReason::Inactive,
+        InvalidReason::Mismatch,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             InvalidReason::Prefetch => "prefetch",

@@ -1,5 +1,6 @@
 //! Hands events to the log and waits until they are durable, but not for ever.
 
+use crate::spool::{Spool, SpoolError};
 use bytes::Bytes;
 use click::{ImpressionId, Millis, Partition};
 use std::future::Future;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tally_log::{Appended, Log, LogError, Topic};
+use tally_log::{Acknowledgement, Appended, Log, LogError, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// One topic of the log, as this redirect writes it.
@@ -21,8 +22,16 @@ pub(crate) struct Appender {
     in_flight: Arc<Semaphore>,
     /// Whether the last append that ended, or was given up, failed.
     failing: AtomicBool,
-    /// By partition: the time of the last record that is known to be durable. A heartbeat is due some time after it.
-    written_at: Vec<AtomicI64>,
+    partitions: Vec<Partitions>,
+    spool: Option<Spool>,
+}
+
+/// What is known of one partition.
+struct Partitions {
+    /// The time of the last record that is known to be durable. A heartbeat is due some time after it.
+    written_at: AtomicI64,
+    /// Whether the last append to it failed or was not answered in time: clicks go straight to the spool until one is.
+    stuck: AtomicBool,
 }
 
 /// The record may not be durable.
@@ -34,31 +43,128 @@ pub(crate) enum AppendError {
     TimedOut(Duration),
     #[error("{0} clicks wait for an answer already")]
     TooManyInFlight(u32),
+    /// The log did not take it in time, nor did the spool.
+    #[error("{0}")]
+    Spool(Arc<SpoolError>),
 }
 
 /// Where the record went, or why that is not known.
 pub(crate) type Answer = Result<Appended, AppendError>;
 
+/// The least that a heartbeat waits for the log: it keeps nobody waiting.
+const HEARTBEAT_WAIT_MIN: Duration = Duration::from_secs(1);
+
 impl Appender {
-    pub fn new(log: Arc<dyn Log>, topic: Topic, wait: Duration, in_flight_max: u32) -> Self {
-        let written_at = (0..topic.partitions).map(|_| AtomicI64::new(i64::MIN)).collect();
+    pub fn new(log: Arc<dyn Log>, topic: Topic, wait: Duration, in_flight_max: u32, spool: Option<Spool>) -> Self {
+        let new = |_| Partitions { written_at: AtomicI64::new(i64::MIN), stuck: AtomicBool::new(false) };
+        let partitions = (0..topic.partitions).map(new).collect();
         let in_flight = Arc::new(Semaphore::new(in_flight_max as usize));
-        Appender { log, topic, wait, in_flight_max, in_flight, failing: AtomicBool::new(false), written_at }
+        Appender { log, topic, wait, in_flight_max, in_flight, failing: AtomicBool::new(false), partitions, spool }
     }
 
-    /// Appends a click that came in at `at`. With `Ok` it is durable. With an error, or when the caller stops waiting
-    /// because its client has gone, the append goes on: the click was made, and if the log takes it, it counts.
+    /// Appends a click that came in at `at`, to the log, or if that does not answer in time to the spool. With `Ok` it is
+    /// durable. With an error, or when the caller stops waiting because its client has gone, the append goes on: the click
+    /// was made, and if the log takes it, it counts.
     ///
-    /// A crash before the log's answer leaves the record whole in the log or not at all, and the click unanswered.
-    pub async fn click(self: &Arc<Self>, partition: Partition, key: ImpressionId, at: Millis, value: Bytes) -> Answer {
-        let Ok(permit) = self.in_flight.clone().try_acquire_owned() else {
-            return self.noted(partition, at, Err(AppendError::TooManyInFlight(self.in_flight_max)));
+    /// A crash before an answer of log or spool leaves the record whole or not at all, and the click unanswered.
+    pub async fn click(
+        self: &Arc<Self>,
+        partition: Partition,
+        key: ImpressionId,
+        at: Millis,
+        value: Bytes,
+    ) -> Result<(), AppendError> {
+        let Some(spool) = &self.spool else {
+            let sending = self.begin(partition, key, at, value)?;
+            return self.wait_for(partition, at, sending).await.map(drop).map_err(|(error, _)| error);
         };
-        let sending = Sending(Some(Box::pin(self.clone().send(partition, key, at, value, permit))));
-        match tokio::time::timeout(self.wait, sending).await {
-            Ok(answer) => answer,
-            Err(_) => self.noted(partition, at, Err(AppendError::TimedOut(self.wait))),
+        let under_way = if self.is_stuck(partition) {
+            None
+        } else {
+            // Too many are under way: that is for the log to mend, and not for this click to wait for.
+            match self.begin(partition, key, at, value.clone()) {
+                Ok(sending) => match self.wait_for(partition, at, sending).await {
+                    Ok(_) => return Ok(()),
+                    Err((_, under_way)) => under_way,
+                },
+                Err(_) => None,
+            }
+        };
+        // Dies the process from here on, the click may be in the log, and nobody was answered. Once the spool has it, it is
+        // sent again at the next start, unless the first send is known to have arrived by then.
+        let place = spool.append(partition, value).await.map_err(|error| AppendError::Spool(Arc::new(error)))?;
+        match under_way {
+            None => spool.first_send_ended(place, false),
+            Some(sending) => {
+                let spool = spool.clone();
+                tokio::spawn(async move { spool.first_send_ended(place, sending.await.is_ok()) });
+            }
         }
+        Ok(())
+    }
+
+    /// Hands a click over.
+    fn begin(
+        self: &Arc<Self>,
+        partition: Partition,
+        key: ImpressionId,
+        at: Millis,
+        value: Bytes,
+    ) -> Result<Sending, AppendError> {
+        match self.in_flight.clone().try_acquire_owned() {
+            Ok(permit) => Ok(Sending(Some(Box::pin(self.clone().send(partition, key, at, value, permit))))),
+            Err(_) => {
+                let error = AppendError::TooManyInFlight(self.in_flight_max);
+                self.noted(partition, at, Err(error.clone())).and(Err(error))
+            }
+        }
+    }
+
+    /// Waits as long as a click may. With an error, what is still under way.
+    async fn wait_for(
+        &self,
+        partition: Partition,
+        at: Millis,
+        mut sending: Sending,
+    ) -> Result<Appended, (AppendError, Option<Sending>)> {
+        match tokio::time::timeout(self.wait, &mut sending).await {
+            Ok(answer) => answer.map_err(|error| (error, None)),
+            Err(_) => {
+                let error = AppendError::TimedOut(self.wait);
+                // It is known by its error; there is nothing to take from it.
+                let _ = self.noted(partition, at, Err(error.clone()));
+                Err((error, Some(sending)))
+            }
+        }
+    }
+
+    fn is_stuck(&self, partition: Partition) -> bool {
+        self.partition(partition).is_some_and(|partition| partition.stuck.load(Ordering::Relaxed))
+    }
+
+    fn partition(&self, partition: Partition) -> Option<&Partitions> {
+        usize::try_from(partition).ok().and_then(|at| self.partitions.get(at))
+    }
+
+    /// Hands over a click that waited in the spool.
+    pub async fn send_again(
+        &self,
+        partition: Partition,
+        key: Option<&ImpressionId>,
+        value: Bytes,
+    ) -> Result<Acknowledgement, LogError> {
+        self.log.append(&self.topic, partition, key.map(|key| key.as_str().as_bytes()), value).await
+    }
+
+    /// A click that waited in the spool was acknowledged: the partition takes clicks.
+    pub fn again(&self, partition: Partition) {
+        if let Some(partition) = self.partition(partition) {
+            partition.stuck.store(false, Ordering::Relaxed);
+        }
+    }
+
+    pub fn spool(&self) -> Option<&Spool> {
+        self.spool.as_ref()
     }
 
     async fn send(
@@ -75,8 +181,9 @@ impl Appender {
 
     /// Appends a heartbeat. One that is not answered in time is dropped: the next one says more.
     pub async fn heartbeat(&self, partition: Partition, at: Millis, value: Bytes) -> Answer {
-        let answer = tokio::time::timeout(self.wait, self.hand_over(partition, None, value)).await;
-        self.noted(partition, at, answer.unwrap_or(Err(AppendError::TimedOut(self.wait))))
+        let wait = self.wait.max(HEARTBEAT_WAIT_MIN);
+        let answer = tokio::time::timeout(wait, self.hand_over(partition, None, value)).await;
+        self.noted(partition, at, answer.unwrap_or(Err(AppendError::TimedOut(wait))))
     }
 
     async fn hand_over(&self, partition: Partition, key: Option<&ImpressionId>, value: Bytes) -> Answer {
@@ -90,17 +197,24 @@ impl Appender {
         let topic = &self.topic.name;
         match &answer {
             Ok(_) => {
-                if let Some(written_at) = usize::try_from(partition).ok().and_then(|i| self.written_at.get(i)) {
-                    written_at.store(at.get(), Ordering::Relaxed);
+                if let Some(known) = self.partition(partition) {
+                    known.written_at.store(at.get(), Ordering::Relaxed);
+                    // Read before written: the usual append leaves the cache line shared between cores.
+                    if known.stuck.load(Ordering::Relaxed) {
+                        known.stuck.store(false, Ordering::Relaxed);
+                    }
                 }
-                // Read before written: the usual append leaves the cache line shared between cores.
                 if self.failing.load(Ordering::Relaxed) && self.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!(topic, partition, "the log takes clicks again");
                 }
             }
             Err(error) => {
+                if let Some(known) = self.partition(partition) {
+                    known.stuck.store(true, Ordering::Relaxed);
+                }
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::error!(topic, partition, %error, "the log does not take clicks, which are answered 503");
+                    let instead = if self.spool.is_some() { "they go to the spool" } else { "they are answered 503" };
+                    tracing::error!(topic, partition, %error, "the log does not take clicks; {instead}");
                 }
             }
         }
@@ -114,7 +228,7 @@ impl Appender {
 
     /// The partitions that this redirect has not written to for `interval_ms` before `now`.
     pub fn silent(&self, now: Millis, interval_ms: i64) -> impl Iterator<Item = Partition> + '_ {
-        (0..).zip(&self.written_at).filter_map(move |(partition, written_at)| {
+        (0..).zip(&self.partitions).filter_map(move |(partition, Partitions { written_at, .. })| {
             // A clock that was set back makes the last record lie in the future: that partition is silent, too.
             let age_ms = now.get().saturating_sub(written_at.load(Ordering::Relaxed));
             (age_ms < 0 || age_ms >= interval_ms).then_some(partition)

@@ -1,15 +1,27 @@
 //! The ad catalog: the authority for campaign, publisher, landing page and state of an ad.
 
 use crate::landing_page::LandingPage;
+use crate::pass::Allowed;
 use click::{AdId, AdvertiserId, CampaignId, Invalid, PublisherId};
-use std::collections::HashMap;
+use serde::Deserialize;
+use std::borrow::{Borrow, Cow};
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The columns of a catalog file, in their order.
 pub const COLUMNS: [&str; 6] = ["ad_id", "campaign_id", "publisher_id", "advertiser_id", "landing_page", "state"];
 
-/// One ad.
+/// Columns that may follow, in this order: parameters of a request that are passed on to the page, and the page of an ad that
+/// is paused or has ended.
+pub const OPTIONAL_COLUMNS: [&str; 2] = ["parameters", "fallback_page"];
+
+/// Ads of a file in JSON lines: an object a line, with the columns as names.
+const JSON_LINES: &str = "jsonl";
+
+/// One ad. A million of them have to fit: what many ads share stands in memory once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ad {
     pub ad_id: AdId,
@@ -18,6 +30,20 @@ pub struct Ad {
     pub advertiser_id: AdvertiserId,
     pub landing_page: LandingPage,
     pub state: AdState,
+    /// Parameters of a request that are passed on.
+    pub parameters: Option<Arc<Allowed>>,
+    /// The page while the ad is not active; its own if there is none.
+    pub fallback_page: Option<Box<LandingPage>>,
+}
+
+impl Ad {
+    /// The page that a browser is sent to now.
+    pub fn page(&self) -> &LandingPage {
+        match (&self.fallback_page, self.state) {
+            (Some(fallback), AdState::Paused | AdState::Ended) => fallback,
+            _ => &self.landing_page,
+        }
+    }
 }
 
 /// Whether clicks of an ad can be billed. All of them are sent to its page.
@@ -43,17 +69,45 @@ impl FromStr for AdState {
 
 /// All ads, each once, at least one.
 #[derive(Debug, Clone)]
-pub struct Catalog(HashMap<AdId, Ad>);
+pub struct Catalog(HashSet<ById>);
+
+/// An ad that is found by its id.
+#[derive(Debug, Clone)]
+struct ById(Ad);
+
+impl Borrow<str> for ById {
+    fn borrow(&self) -> &str {
+        self.0.ad_id.as_str()
+    }
+}
+
+impl Hash for ById {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.ad_id.as_str().hash(state);
+    }
+}
+
+impl PartialEq for ById {
+    fn eq(&self, other: &ById) -> bool {
+        self.0.ad_id == other.0.ad_id
+    }
+}
+
+impl Eq for ById {}
 
 /// Why a catalog is refused as a whole: half a catalog would turn clicks away.
 #[derive(Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("catalog {file}: {error}")]
     Io { file: String, error: std::io::Error },
-    #[error("catalog {file} line {line}: the columns are {given:?}, and must be {COLUMNS:?}")]
+    #[error(
+        "catalog {file} line {line}: the columns are {given:?}, and must be {COLUMNS:?}, then any of {OPTIONAL_COLUMNS:?}"
+    )]
     Columns { file: String, line: u64, given: Vec<String> },
-    #[error("catalog {file} line {line}: {given} fields, and there must be {}, one for each of {COLUMNS:?}", COLUMNS.len())]
-    Fields { file: String, line: u64, given: u64 },
+    #[error("catalog {file} line {line}: {given} fields, and there must be {expected}, one for each column")]
+    Fields { file: String, line: u64, given: u64, expected: u64 },
+    #[error("catalog {file} line {line}: no ad in JSON: {error}")]
+    Json { file: String, line: u64, error: serde_json::Error },
     #[error("catalog {file} line {line}: the text is not UTF-8")]
     NotUtf8 { file: String, line: u64 },
     #[error("catalog {file} line {line}, field {field}: {invalid}")]
@@ -66,75 +120,200 @@ pub enum CatalogError {
     Empty { file: String },
 }
 
+impl From<std::io::Error> for CatalogError {
+    fn from(error: std::io::Error) -> Self {
+        CatalogError::Io { file: String::new(), error }
+    }
+}
+
 impl Catalog {
-    /// Reads a CSV file with the columns [`COLUMNS`].
+    /// Reads a CSV file with the columns [`COLUMNS`] and any of [`OPTIONAL_COLUMNS`], or, if its name ends with `.jsonl`, JSON
+    /// lines with them as names.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, CatalogError> {
-        let file = path.as_ref().display().to_string();
+        let path = path.as_ref();
+        let file = path.display().to_string();
         match std::fs::read(path) {
+            Ok(bytes) if path.extension().is_some_and(|end| end == JSON_LINES) => Self::parse_json_lines(&file, &bytes),
             Ok(bytes) => Self::parse(&file, bytes),
             Err(error) => Err(CatalogError::Io { file, error }),
         }
     }
 
-    /// Parses the text of a catalog. `file` names it in errors.
+    /// Parses the text of a CSV catalog. `file` names it in errors.
     pub fn parse(file: &str, text: impl AsRef<[u8]>) -> Result<Self, CatalogError> {
         let text = text.as_ref();
         let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(text);
-        let mut records = reader.records();
-        let mut ads = HashMap::new();
-        let columns = records.next().transpose().map_err(|error| csv_error(file, text, error))?.unwrap_or_default();
-        if columns != COLUMNS[..] {
-            let given = columns.iter().map(|name| name.chars().take(80).collect()).take(20).collect();
+        let mut record = csv::StringRecord::new();
+        reader.read_record(&mut record).map_err(|error| csv_error(file, text, error))?;
+        let mut more = OPTIONAL_COLUMNS.iter();
+        let known = record.len() >= COLUMNS.len()
+            && record.iter().take(COLUMNS.len()).eq(COLUMNS)
+            && record.iter().skip(COLUMNS.len()).all(|name| more.any(|optional| *optional == name));
+        if !known {
+            let given = record.iter().map(|name| name.chars().take(80).collect()).take(20).collect();
             return Err(CatalogError::Columns { file: file.to_owned(), line: 1, given });
         }
-        for record in records {
-            let record = record.map_err(|error| csv_error(file, text, error))?;
+        let place = |name| record.iter().position(|column| column == name);
+        let optional = OPTIONAL_COLUMNS.map(place);
+        let mut ads = Ads::new(file);
+        while reader.read_record(&mut record).map_err(|error| csv_error(file, text, error))? {
             let line = || line_of(text, record.position());
-            let ad = parse_ad(&record).map_err(|(field, invalid)| CatalogError::Field {
-                file: file.to_owned(),
-                line: line(),
-                field,
-                invalid,
-            })?;
-            if let Some(earlier) = ads.insert(ad.ad_id.clone(), ad) {
-                return Err(CatalogError::Duplicate { file: file.to_owned(), line: line(), ad_id: earlier.ad_id });
+            let mut fields = [""; COLUMNS.len()];
+            fields.iter_mut().zip(&record).for_each(|(field, given)| *field = given);
+            let optional = optional.map(|at| at.and_then(|at| record.get(at)));
+            ads.add(fields, optional, line)?;
+        }
+        ads.end()
+    }
+
+    /// Parses ads in JSON lines. `file` names them in errors.
+    pub fn parse_json_lines(file: &str, text: &[u8]) -> Result<Self, CatalogError> {
+        let mut ads = Ads::new(file);
+        for (number, bytes) in text.split(|byte| *byte == b'\n').enumerate() {
+            let line = number as u64 + 1;
+            if bytes.trim_ascii().is_empty() {
+                continue;
             }
+            let row: Row =
+                serde_json::from_slice(bytes).map_err(|error| CatalogError::Json { file: file.into(), line, error })?;
+            let Row { ad_id, campaign_id, publisher_id, advertiser_id, landing_page, state, parameters, fallback_page } =
+                &row;
+            let fields = [ad_id, campaign_id, publisher_id, advertiser_id, landing_page, state].map(|field| &**field);
+            let parameters = parameters.as_ref().map(|names| names.join(" "));
+            ads.add(fields, [parameters.as_deref(), fallback_page.as_deref()], || line)?;
         }
-        if ads.is_empty() {
-            return Err(CatalogError::Empty { file: file.to_owned() });
-        }
-        Ok(Catalog(ads))
+        ads.end()
     }
 
     /// The ad of this id. Text that is no id names no ad.
     pub fn get(&self, ad_id: &str) -> Option<&Ad> {
-        self.0.get(ad_id)
+        self.0.get(ad_id).map(|ad| &ad.0)
     }
 
     /// All ads, in no order.
     pub fn ads(&self) -> impl Iterator<Item = &Ad> {
-        self.0.values()
+        self.0.iter().map(|ad| &ad.0)
     }
 }
 
-/// The fields of a line, in the order of [`COLUMNS`]; with an error, which of them is wrong.
-fn parse_ad(record: &csv::StringRecord) -> Result<Ad, (&'static str, Invalid)> {
-    fn field<T: FromStr<Err = Invalid>>(record: &csv::StringRecord, at: usize) -> Result<T, (&'static str, Invalid)> {
-        record.get(at).unwrap_or_default().parse().map_err(|invalid| (COLUMNS[at], invalid))
+/// An ad as JSON.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row<'a> {
+    #[serde(borrow)]
+    ad_id: Cow<'a, str>,
+    #[serde(borrow)]
+    campaign_id: Cow<'a, str>,
+    #[serde(borrow)]
+    publisher_id: Cow<'a, str>,
+    #[serde(borrow)]
+    advertiser_id: Cow<'a, str>,
+    #[serde(borrow)]
+    landing_page: Cow<'a, str>,
+    #[serde(borrow)]
+    state: Cow<'a, str>,
+    #[serde(default)]
+    parameters: Option<Vec<String>>,
+    #[serde(borrow, default)]
+    fallback_page: Option<Cow<'a, str>>,
+}
+
+/// Ads as they are read.
+struct Ads<'f> {
+    file: &'f str,
+    ads: HashSet<ById>,
+    /// What many ads have in common.
+    campaigns: HashSet<CampaignId>,
+    publishers: HashSet<PublisherId>,
+    advertisers: HashSet<AdvertiserId>,
+    parameters: HashMap<String, Arc<Allowed>>,
+}
+
+impl<'f> Ads<'f> {
+    fn new(file: &'f str) -> Self {
+        Ads {
+            file,
+            ads: HashSet::new(),
+            campaigns: HashSet::new(),
+            publishers: HashSet::new(),
+            advertisers: HashSet::new(),
+            parameters: HashMap::new(),
+        }
     }
-    let (ad_id, campaign_id, publisher_id) =
-        (field::<AdId>(record, 0)?, field::<CampaignId>(record, 1)?, field::<PublisherId>(record, 2)?);
-    let known =
-        [("ad_id", ad_id.as_str()), ("campaign_id", campaign_id.as_str()), ("publisher_id", publisher_id.as_str())];
-    let landing_page = LandingPage::parse(record.get(4).unwrap_or_default(), &known).map_err(|e| (COLUMNS[4], e))?;
-    Ok(Ad {
-        advertiser_id: field(record, 3)?,
-        landing_page,
-        state: field(record, 5)?,
-        ad_id,
-        campaign_id,
-        publisher_id,
-    })
+
+    /// Takes the fields of [`COLUMNS`], and of [`OPTIONAL_COLUMNS`] those that are there; empty ones are not.
+    fn add(
+        &mut self,
+        fields: [&str; COLUMNS.len()],
+        optional: [Option<&str>; OPTIONAL_COLUMNS.len()],
+        line: impl Fn() -> u64,
+    ) -> Result<(), CatalogError> {
+        let file = self.file;
+        let ad = self.parse(fields, optional.map(|text| text.filter(|text| !text.is_empty())));
+        let ad =
+            ad.map_err(|(field, invalid)| CatalogError::Field { file: file.into(), line: line(), field, invalid })?;
+        if let Some(ById(earlier)) = self.ads.replace(ById(ad)) {
+            return Err(CatalogError::Duplicate { file: file.into(), line: line(), ad_id: earlier.ad_id });
+        }
+        Ok(())
+    }
+
+    /// The ad; with an error, which field is wrong.
+    fn parse(
+        &mut self,
+        fields: [&str; COLUMNS.len()],
+        [parameters, fallback_page]: [Option<&str>; OPTIONAL_COLUMNS.len()],
+    ) -> Result<Ad, (&'static str, Invalid)> {
+        let at = |column: usize| move |invalid| (COLUMNS[column], invalid);
+        let optional = |column: usize| move |invalid| (OPTIONAL_COLUMNS[column], invalid);
+        let ad_id: AdId = fields[0].parse().map_err(at(0))?;
+        let campaign_id = shared(&mut self.campaigns, fields[1]).map_err(at(1))?;
+        let publisher_id = shared(&mut self.publishers, fields[2]).map_err(at(2))?;
+        let known =
+            [("ad_id", ad_id.as_str()), ("campaign_id", campaign_id.as_str()), ("publisher_id", publisher_id.as_str())];
+        let fallback_page = fallback_page.map(|page| LandingPage::parse(page, &known).map(Box::new)).transpose();
+        let parameters = match parameters {
+            None => None,
+            Some(text) => match self.parameters.get(text) {
+                Some(known) => Some(known.clone()),
+                None => {
+                    let parsed = Arc::new(text.parse::<Allowed>().map_err(optional(0))?);
+                    self.parameters.insert(text.into(), parsed.clone());
+                    Some(parsed)
+                }
+            },
+        };
+        Ok(Ad {
+            landing_page: LandingPage::parse(fields[4], &known).map_err(at(4))?,
+            advertiser_id: shared(&mut self.advertisers, fields[3]).map_err(at(3))?,
+            state: fields[5].parse().map_err(at(5))?,
+            fallback_page: fallback_page.map_err(optional(1))?,
+            parameters,
+            ad_id,
+            campaign_id,
+            publisher_id,
+        })
+    }
+
+    fn end(self) -> Result<Catalog, CatalogError> {
+        match self.ads.is_empty() {
+            true => Err(CatalogError::Empty { file: self.file.into() }),
+            false => Ok(Catalog(self.ads)),
+        }
+    }
+}
+
+/// An id that other ads have as well, once in memory.
+fn shared<T: FromStr<Err = Invalid> + Borrow<str> + Hash + Eq + Clone>(
+    known: &mut HashSet<T>,
+    text: &str,
+) -> Result<T, Invalid> {
+    if let Some(known) = known.get(text) {
+        return Ok(known.clone());
+    }
+    let id: T = text.parse()?;
+    known.insert(id.clone());
+    Ok(id)
 }
 
 /// The line of a record, from 1. The reader's own count stops short of empty lines before the record.
@@ -148,7 +327,9 @@ fn csv_error(file: &str, text: &[u8], error: csv::Error) -> CatalogError {
     let file = file.to_owned();
     let line = line_of(text, error.position());
     match error.into_kind() {
-        csv::ErrorKind::UnequalLengths { len, .. } => CatalogError::Fields { file, line, given: len },
+        csv::ErrorKind::UnequalLengths { expected_len: expected, len: given, .. } => {
+            CatalogError::Fields { file, line, given, expected }
+        }
         csv::ErrorKind::Utf8 { .. } => CatalogError::NotUtf8 { file, line },
         csv::ErrorKind::Io(error) => CatalogError::Io { file, error },
         other => CatalogError::Io { file, error: std::io::Error::other(format!("{other:?}")) },
@@ -180,8 +361,7 @@ mod tests {
             assert_eq!(Catalog::parse("ads.csv", text).unwrap_err().to_string(), expected);
         };
         let lines = |lines: &str| format!("{HEADER}{lines}");
-        let columns =
-            r#"and must be ["ad_id", "campaign_id", "publisher_id", "advertiser_id", "landing_page", "state"]"#;
+        let columns = r#"and must be ["ad_id", "campaign_id", "publisher_id", "advertiser_id", "landing_page", "state"], then any of ["parameters", "fallback_page"]"#;
         check(b"", &format!("catalog ads.csv line 1: the columns are [], {columns}"));
         check(b"ad,campaign\n", &format!(r#"catalog ads.csv line 1: the columns are ["ad", "campaign"], {columns}"#));
         check(
@@ -190,7 +370,7 @@ mod tests {
         );
         check(
             lines(&format!("{LINE}ad_1,c,p\n")).as_bytes(),
-            r#"catalog ads.csv line 3: 3 fields, and there must be 6, one for each of ["ad_id", "campaign_id", "publisher_id", "advertiser_id", "landing_page", "state"]"#,
+            "catalog ads.csv line 3: 3 fields, and there must be 6, one for each column",
         );
         check(
             &[HEADER.as_bytes(), b"ad_\xff,c,p,a,http://h,active\n"].concat(),
@@ -216,6 +396,44 @@ mod tests {
         ] {
             check(lines(line).as_bytes(), &format!("catalog ads.csv line 2, field {field}: {invalid}"));
         }
+    }
+
+    #[test]
+    fn an_ad_that_is_over_has_another_page_and_parameters_are_named() {
+        let text = "ad_id,campaign_id,publisher_id,advertiser_id,landing_page,state,parameters,fallback_page\n\
+            a,c,p,v,http://h/on,active,gclid utm_*,http://h/off\nb,c,p,v,http://h/on,paused,,http://h/off?{ad_id}\n\
+            c,c,p,v,http://h/on,ended,,\n";
+        let lines = r#"
+            {"ad_id":"a","campaign_id":"c","publisher_id":"p","advertiser_id":"v","landing_page":"http://h/on","state":"active","parameters":["gclid","utm_*"],"fallback_page":"http://h/off"}
+            {"ad_id":"b","campaign_id":"c","publisher_id":"p","advertiser_id":"v","landing_page":"http://h/on","state":"paused","fallback_page":"http://h/off?{ad_id}"}
+
+            {"ad_id":"c","campaign_id":"c","publisher_id":"p","advertiser_id":"v","landing_page":"http://h/on","state":"ended"}
+        "#;
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("ads.csv", text), ("ads.jsonl", lines)] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            let catalog = Catalog::load(dir.path().join(name)).unwrap();
+            for (ad, page) in [("a", "http://h/on?gclid=1"), ("b", "http://h/off?b"), ("c", "http://h/on")] {
+                let ad = catalog.get(ad).unwrap();
+                let (click, impression) = (click::ClickId::new(click::Millis::new(0)), "i".parse().unwrap());
+                assert_eq!(ad.page().location(click, &impression, ad.parameters.as_deref(), "x=1&gclid=1"), page);
+            }
+        }
+        let check = |line: &str, expected: &str| {
+            let error = Catalog::parse_json_lines("ads.jsonl", line.as_bytes()).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        };
+        check("", "catalog ads.jsonl: it names no ad");
+        check("\n{}", "catalog ads.jsonl line 2: no ad in JSON: missing field `ad_id`");
+        check("[1", "catalog ads.jsonl line 1: no ad in JSON: ");
+        let with = |more: &str| {
+            format!(
+                r#"{{"ad_id":"a","campaign_id":"c","publisher_id":"p","advertiser_id":"v","landing_page":"http://h","state":"on"{more}}}"#
+            )
+        };
+        check(&with(""), r#"catalog ads.jsonl line 1, field state: state "on" is not valid"#);
+        check(&with(r#","parameters":["a b","&"]"#), "catalog ads.jsonl line 1, field parameters: parameters");
+        check(&with(r#","page":"x""#), "catalog ads.jsonl line 1: no ad in JSON: unknown field `page`");
     }
 
     #[test]

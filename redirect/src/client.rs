@@ -38,32 +38,55 @@ pub(crate) fn user_agent(headers: &HeaderMap) -> String {
     text[..text.floor_char_boundary(USER_AGENT_BYTES_MAX)].to_owned()
 }
 
-/// The client's address, and its country.
-pub(crate) fn address_and_country(settings: &Settings, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, Country) {
+/// The client's address, and the country that a trusted proxy says it is in.
+///
+/// Only a trusted peer is asked whom it speaks for, and only in the one header that it is known to write: another one may be
+/// the client's own, which a proxy passes on. Each proxy adds whom it heard from at the end, so the client is the last one in
+/// the list that is no trusted proxy itself: what stands before it was written by whoever wanted to.
+pub(crate) fn address_and_country(settings: &Settings, peer: IpAddr, headers: &HeaderMap) -> (IpAddr, Option<Country>) {
     // A socket that listens on IPv6 shows an IPv4 client as `::ffff:a.b.c.d`: the same client, so the same address.
-    let peer = peer.to_canonical();
-    if !settings.trusts(peer) {
-        return (peer, Country::UNKNOWN);
+    let mut client = peer.to_canonical();
+    if !settings.trusts(client) {
+        return (client, None);
     }
-    // What stands before the last entry was written by whoever talked to the proxy.
-    let forwarded = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .next_back()
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| address(value.rsplit(',').next().unwrap_or(value).trim()));
+    let name = &settings.forwarded_header;
+    let entry = if name == header::FORWARDED { forwarded_for } else { address };
+    let named: Vec<Option<IpAddr>> = entries(headers, name).map(entry).collect();
+    for heard_from in named.into_iter().rev() {
+        // What is no address ends the list: the proxy that wrote it is all that is known.
+        let Some(heard_from) = heard_from else { break };
+        client = heard_from;
+        if !settings.trusts(client) {
+            break;
+        }
+    }
     let country = settings
         .country_header
         .as_ref()
         .and_then(|name| headers.get(name))
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.trim().parse().ok());
-    (forwarded.unwrap_or(peer), country.unwrap_or(Country::UNKNOWN))
+    (client, country)
 }
 
-/// An address, which some proxies write with a port.
+/// The entries of a list that may stand in several header lines.
+fn entries<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'h str> {
+    // A line that is no text has one entry, which is no address.
+    headers.get_all(name).iter().flat_map(|value| value.to_str().unwrap_or("?").split(','))
+}
+
+/// `for=192.0.2.1;proto=https`, `for="[2001:db8::1]:80"`.
+fn forwarded_for(entry: &str) -> Option<IpAddr> {
+    let mut pairs = entry.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    address(node.trim_matches('"'))
+}
+
+/// An address, which some proxies write with a port, or in brackets.
 fn address(text: &str) -> Option<IpAddr> {
-    let address = text.parse().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip()));
+    let text = text.trim();
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().or_else(|_| text.parse::<SocketAddr>().map(|socket| socket.ip()));
     address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
@@ -105,24 +128,46 @@ mod tests {
     #[test]
     fn only_a_trusted_proxy_speaks_for_a_client() {
         let settings = Settings {
-            trusted_proxies: vec!["10.0.0.1".parse().unwrap()],
+            trusted_proxies: vec!["10.0.0.1/32".parse().unwrap(), "10.1.0.0/16".parse().unwrap()],
             country_header: Some(HeaderName::from_static("x-country")),
             ..Settings::default()
         };
-        let check = |peer: &str, forwarded: &[&str], country: &str, expected: &str| {
-            let mut lines: Vec<(&'static str, &[u8])> =
-                forwarded.iter().map(|value| ("x-forwarded-for", value.as_bytes())).collect();
-            lines.push(("x-country", country.as_bytes()));
-            let (ip, country) = address_and_country(&settings, peer.parse().unwrap(), &headers(&lines));
-            assert_eq!(format!("{ip} {country}"), expected);
+        let other = Settings { forwarded_header: header::FORWARDED, ..settings.clone() };
+        let check_with = |settings: &Settings, peer: &str, lines: &[(&'static str, &str)], expected: &str| {
+            let lines: Vec<(&'static str, &[u8])> =
+                lines.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+            let (ip, country) = address_and_country(settings, peer.parse().unwrap(), &headers(&lines));
+            assert_eq!(
+                format!("{ip} {}", country.map_or("-".into(), |country| country.to_string())),
+                expected,
+                "{lines:?}"
+            );
         };
-        check("192.0.2.1", &["203.0.113.7"], "DE", "192.0.2.1 ZZ");
-        check("10.0.0.1", &["203.0.113.7"], "de", "203.0.113.7 DE");
-        check("::ffff:10.0.0.1", &["::ffff:203.0.113.7"], "DE", "203.0.113.7 DE");
-        check("10.0.0.1", &["1.1.1.1, 203.0.113.7"], "Germany", "203.0.113.7 ZZ");
-        check("10.0.0.1", &["1.1.1.1", "2.2.2.2 ,203.0.113.7:4711"], "", "203.0.113.7 ZZ");
-        check("10.0.0.1", &["[2001:db8::1]:80"], "FR", "2001:db8::1 FR");
-        check("10.0.0.1", &["1.1.1.1, unknown"], "FR", "10.0.0.1 FR");
-        check("10.0.0.1", &[], "FR", "10.0.0.1 FR");
+        let check =
+            |peer: &str, lines: &[(&'static str, &str)], expected: &str| check_with(&settings, peer, lines, expected);
+        let (xff, fwd, cc) = ("x-forwarded-for", "forwarded", "x-country");
+        check("192.0.2.1", &[(xff, "203.0.113.7"), (cc, "DE")], "192.0.2.1 -");
+        check("10.0.0.1", &[(xff, "203.0.113.7"), (cc, "de")], "203.0.113.7 DE");
+        check("::ffff:10.0.0.1", &[(xff, "::ffff:203.0.113.7"), (cc, "DE")], "203.0.113.7 DE");
+        check("10.0.0.1", &[(xff, "1.1.1.1, 203.0.113.7"), (cc, "Germany")], "203.0.113.7 -");
+        check("10.0.0.1", &[(xff, "1.1.1.1"), (xff, "2.2.2.2 ,203.0.113.7:4711")], "203.0.113.7 -");
+        check("10.0.0.1", &[(xff, "[2001:db8::1]:80"), (cc, "FR")], "2001:db8::1 FR");
+        check("10.0.0.1", &[(xff, "1.1.1.1, unknown"), (cc, "FR")], "10.0.0.1 FR");
+        check("10.0.0.1", &[(cc, "FR")], "10.0.0.1 FR");
+        // Proxies behind proxies, as far as they are ours.
+        check("10.0.0.1", &[(xff, "9.9.9.9, 203.0.113.7, 10.1.2.3")], "203.0.113.7 -");
+        check("10.0.0.1", &[(xff, "10.1.0.9, 10.1.2.3")], "10.1.0.9 -");
+        let forwarded =
+            |peer: &str, lines: &[(&'static str, &str)], expected: &str| check_with(&other, peer, lines, expected);
+        check("10.0.0.1", &[(fwd, "for=9.9.9.9"), (xff, "203.0.113.7")], "203.0.113.7 -");
+        forwarded(
+            "10.0.0.1",
+            &[(fwd, "for=9.9.9.9, for=\"[2001:db8::1]:80\";proto=https, For=10.1.2.3")],
+            "2001:db8::1 -",
+        );
+        forwarded("10.0.0.1", &[(fwd, "for=_hidden, for=10.1.2.3")], "10.1.2.3 -");
+        forwarded("10.0.0.1", &[(fwd, "for=203.0.113.7"), (xff, "9.9.9.9")], "203.0.113.7 -");
+        forwarded("10.0.0.1", &[(xff, "203.0.113.7")], "10.0.0.1 -");
+        forwarded("10.0.0.1", &[(fwd, "proto=https")], "10.0.0.1 -");
     }
 }

@@ -1,11 +1,15 @@
 //! The configuration of `tally-redirect`.
 
+use crate::networks::networks;
 use crate::seen::redis::RedisSettings;
 use crate::settings::Settings;
+use crate::signature::Keys;
+use crate::spool::SpoolSettings;
 use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
 use serde::Deserialize;
 use serving::config::duration;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tally_log::kafka;
@@ -28,11 +32,20 @@ pub struct Config {
     #[serde(deserialize_with = "duration")]
     pub append_wait: Duration,
     /// Peers that may speak for a client in `X-Forwarded-For` and in the country header.
-    pub trusted_proxies: Vec<IpAddr>,
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Header in which they name whom they speak for: `X-Forwarded-For` or `Forwarded`. They must write or overwrite it.
+    pub forwarded_header: String,
     /// Header in which a trusted proxy names the client's country.
     pub country_header: String,
+    /// Block rules; without a file nothing is blocked.
+    pub block_rules: Option<PathBuf>,
+    /// A file in the MaxMind DB format that knows the countries of addresses.
+    pub countries: Option<PathBuf>,
     /// Connections that may be open at once.
     pub connections_max: usize,
+    pub spool: SpoolConfig,
+    pub signatures: Signatures,
     pub seen: Seen,
     pub kafka: kafka::Settings,
 }
@@ -46,6 +59,60 @@ pub enum Store {
     Local {
         dir: PathBuf,
     },
+}
+
+/// The spool: clicks on this machine's disk that the log did not acknowledge in time.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpoolConfig {
+    /// Its folder, of one redirect alone.
+    pub dir: PathBuf,
+    /// Bytes of clicks that may wait.
+    pub bytes_max: u64,
+    /// Clicks that wait for longer are kept aside, and not sent by themselves.
+    #[serde(deserialize_with = "duration")]
+    pub age_max: Duration,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        SpoolConfig { dir: "data/spool".into(), bytes_max: 256 << 20, age_max: Duration::from_secs(3_600) }
+    }
+}
+
+/// Signed URLs.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Signatures {
+    /// `id:key` of each key by which signatures are checked, parted by spaces. Secrets: set them by their variable. Without one
+    /// every well-formed click counts.
+    pub keys: String,
+    /// How long a signature may last.
+    #[serde(deserialize_with = "duration")]
+    pub longest: Duration,
+}
+
+impl Default for Signatures {
+    fn default() -> Self {
+        Signatures { keys: String::new(), longest: Duration::from_secs(12 * 3_600) }
+    }
+}
+
+impl Signatures {
+    /// The keys, checked against what else decides that a signed impression is billed once.
+    ///
+    /// # Errors
+    /// Names the key that cannot be one, never what it is.
+    pub fn keys(&self, spool_age_max: Duration, horizon: Duration) -> Result<Keys> {
+        let pairs = self.keys.split_whitespace().enumerate().map(|(at, pair)| {
+            let pair =
+                pair.split_once(':').with_context(|| format!("signatures.keys: entry {} is not id:key", at + 1))?;
+            Ok((pair.0, pair.1.as_bytes()))
+        });
+        let keys = Keys::new(pairs.collect::<Result<Vec<_>>>()?, self.longest).context("signatures.keys")?;
+        keys.check_horizon(spool_age_max, horizon).context("signatures.longest")?;
+        Ok(keys)
+    }
 }
 
 /// The seen-before hint.
@@ -72,10 +139,15 @@ impl Default for Config {
             ip_hash_key: String::new(),
             log: Store::Kafka,
             topic: "clicks".into(),
-            append_wait: Settings::default().append_wait,
+            append_wait: Duration::from_millis(50),
             trusted_proxies: Vec::new(),
+            forwarded_header: "X-Forwarded-For".into(),
             country_header: "X-Country".into(),
+            block_rules: None,
+            countries: None,
             connections_max: Settings::default().connections_max,
+            spool: SpoolConfig::default(),
+            signatures: Signatures::default(),
             seen: Seen::default(),
             kafka: kafka::Settings::default(),
         }
@@ -108,10 +180,17 @@ impl Config {
             append_wait: self.append_wait,
             seen_wait,
             trusted_proxies: self.trusted_proxies.clone(),
+            forwarded_header: self.forwarded_header.parse().context("forwarded_header")?,
             country_header: Some(self.country_header.parse().context("country_header")?),
             connections_max: self.connections_max,
             ..Settings::default()
         })
+    }
+
+    /// The spool, as it is opened.
+    pub fn spool_settings(&self) -> SpoolSettings {
+        let SpoolConfig { dir, bytes_max, age_max } = self.spool.clone();
+        SpoolSettings { dir, bytes_max, age_max }
     }
 
     /// How the shared hint is asked for, if there is one.

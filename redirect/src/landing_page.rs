@@ -1,5 +1,6 @@
 //! Landing pages: a registered URL with macros.
 
+use crate::pass::Allowed;
 use axum::http::{HeaderValue, Uri};
 use click::{ClickId, ImpressionId, Invalid};
 
@@ -13,12 +14,12 @@ const MACROS_ALLOWED: &str = "the macros {click_id}, {impression_id}, {ad_id}, {
 /// The page behind an ad. What a click adds to it is percent-encoded and stands after the host: no request can send a
 /// browser to another site.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LandingPage(Vec<Part>);
+pub struct LandingPage(Box<[Part]>);
 
 /// A landing page is a row of these. Macros that are the same for every click of an ad are text by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
-    Text(String),
+    Text(Box<str>),
     ClickId,
     ImpressionId,
 }
@@ -31,11 +32,11 @@ impl LandingPage {
         if text.len() > LANDING_PAGE_BYTES_MAX || !printable {
             return Err(invalid(URL_ALLOWED));
         }
-        let mut parts = vec![Part::Text(String::new())];
+        let mut parts = Written::default();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '}']) {
             let (before, from_brace) = rest.split_at(open);
-            push_text(&mut parts, before);
+            parts.text.push_str(before);
             let (name, after) = from_brace
                 .strip_prefix('{')
                 .and_then(|inner| inner.split_once('}'))
@@ -47,15 +48,15 @@ impl LandingPage {
             let path_is_over = so_far.contains(['?', '#']);
             match (name, known.iter().find(|(known, _)| *known == name)) {
                 _ if !host_is_over => return Err(invalid(MACROS_ALLOWED)),
-                (_, Some((_, value))) => push_text(&mut parts, &encoded(value)),
+                (_, Some((_, value))) => parts.text.push_str(&encoded(value)),
                 ("click_id", _) => parts.push(Part::ClickId),
                 ("impression_id", _) if path_is_over => parts.push(Part::ImpressionId),
                 _ => return Err(invalid(MACROS_ALLOWED)),
             }
             rest = after;
         }
-        push_text(&mut parts, rest);
-        let page = LandingPage(parts);
+        parts.text.push_str(rest);
+        let page = LandingPage(parts.end());
         let uri: Uri = page.written("0", "0").parse().map_err(|_| invalid(URL_ALLOWED))?;
         let absolute = matches!(uri.scheme_str(), Some("http" | "https"));
         if !absolute || uri.host().is_none_or(str::is_empty) {
@@ -64,9 +65,19 @@ impl LandingPage {
         Ok(page)
     }
 
-    /// Where this click goes, as the value of `Location`.
-    pub fn location(&self, click_id: ClickId, impression_id: &ImpressionId) -> HeaderValue {
-        let location = self.written(&click_id.to_string(), &encoded(impression_id.as_str()));
+    /// Where this click goes, as the value of `Location`. Of the request's query, what `allowed` names is added, in its
+    /// order, unless the page has a key of that name.
+    pub fn location(
+        &self,
+        click_id: ClickId,
+        impression_id: &ImpressionId,
+        allowed: Option<&Allowed>,
+        query: &str,
+    ) -> HeaderValue {
+        let mut location = self.written(&click_id.to_string(), &encoded(impression_id.as_str()));
+        if let Some(allowed) = allowed {
+            allowed.pass(query, &mut location);
+        }
         HeaderValue::try_from(location).expect("the text was checked to be printable ASCII, and ids are")
     }
 
@@ -83,10 +94,28 @@ impl LandingPage {
     }
 }
 
-fn push_text(parts: &mut Vec<Part>, text: &str) {
-    match parts.last_mut() {
-        Some(Part::Text(last)) => last.push_str(text),
-        _ => parts.push(Part::Text(text.to_owned())),
+/// Parts as they come: text is one piece until a macro follows.
+#[derive(Default)]
+struct Written {
+    parts: Vec<Part>,
+    text: String,
+}
+
+impl Written {
+    fn push(&mut self, part: Part) {
+        self.end_text();
+        self.parts.push(part);
+    }
+
+    fn end_text(&mut self) {
+        if !self.text.is_empty() {
+            self.parts.push(Part::Text(std::mem::take(&mut self.text).into()));
+        }
+    }
+
+    fn end(mut self) -> Box<[Part]> {
+        self.end_text();
+        self.parts.into()
     }
 }
 
@@ -106,7 +135,7 @@ mod tests {
         let check = |page: &str, expected: &str| {
             let id: ClickId = "018f0000-0000-7000-8000-000000000000".parse().unwrap();
             let page = LandingPage::parse(page, &KNOWN).unwrap();
-            assert_eq!(page.location(id, &"imp:1".parse().unwrap()), expected);
+            assert_eq!(page.location(id, &"imp:1".parse().unwrap(), None, "gclid=1"), expected);
         };
         check("https://shop.example/a?b=%20#c", "https://shop.example/a?b=%20#c");
         check("https://shop.example?i={impression_id}", "https://shop.example?i=imp%3A1");

@@ -8,13 +8,16 @@
 //! * `url`: what a click's URL says, parsed, and `catalog`, what is true of the ad
 //! * `client`: what headers and socket tell of the client; [`ip_hash`], what is kept of its address
 //! * `seen`: [`SeenBefore`], a hint for operators, in memory or in a Redis that several redirects share
-//! * `append`: hands the event to the log, and waits for it, but not for ever
-//! * `landing_page`: where the browser goes, and `problem`, what it hears otherwise
+//! * [`signature`], [`block`]: reasons that the redirect alone can know; [`country`], where an address is
+//! * `append`: hands the event to the log, and waits for it, but not for ever; [`spool`] takes it then
+//! * `landing_page`: where the browser goes, with what [`pass`] lets through; `problem`, what it hears otherwise
+//! * [`reload`]: files that change while it runs
 //! * `heartbeat`: event time moves on when traffic does not
 //!
 //! # What a crash means
 //!
-//! A click is answered with a 302 only after the log acknowledged it, so a process that dies
+//! A click is answered with a 302 only after the log acknowledged it, or the spool made it durable on this disk, so a process
+//! that dies
 //!
 //! * before the append was handed over has neither recorded nor answered the click: the browser sees a broken
 //!   connection, and its retry is a new click;
@@ -27,18 +30,25 @@
 #![forbid(unsafe_code)]
 
 mod append;
+pub mod block;
 pub mod catalog;
 mod client;
 pub mod config;
+pub mod country;
 mod heartbeat;
 pub mod ip_hash;
 pub mod landing_page;
 pub mod metrics;
+pub mod networks;
+pub mod pass;
 mod problem;
+pub mod reload;
 pub mod seen;
 mod server;
 mod service;
 mod settings;
+pub mod signature;
+pub mod spool;
 mod url;
 
 pub use catalog::{Ad, AdState, Catalog, CatalogError};
@@ -47,5 +57,5 @@ pub use seen::SeenBefore;
 pub use seen::memory::SeenInMemory;
 pub use seen::redis::{RedisCounters, RedisSettings, SeenInRedis};
 pub use server::serve;
-pub use service::{Counters, Service};
+pub use service::{Counters, Service, With};
 pub use settings::Settings;

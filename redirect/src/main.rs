@@ -3,8 +3,12 @@
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use click::{Clock, SystemClock};
+use redirect::block::Blocks;
 use redirect::config::{Config, Store};
-use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, SeenInRedis, Service, metrics};
+use redirect::country::Countries;
+use redirect::reload::Reloaded;
+use redirect::spool::Spool;
+use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, SeenInRedis, Service, With, metrics};
 use serving::metrics::Metrics;
 use serving::{Limits, admin, bind, config, process};
 use std::path::PathBuf;
@@ -46,7 +50,14 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<()> {
     let config: Config = config::read(cli.config.as_deref(), "TALLY_REDIRECT_", std::env::vars())?;
     let settings = config.settings()?;
-    let catalog = Arc::new(Catalog::load(&config.catalog)?);
+    let catalog = Reloaded::open(&config.catalog, "catalog", |path| Catalog::load(path))?;
+    let keys = config.signatures.keys(config.spool.age_max, config.seen.horizon)?;
+    let blocks = match &config.block_rules {
+        Some(path) => Reloaded::open(path, "block rules", Blocks::load)?,
+        None => Reloaded::fixed("block rules", Blocks::default()),
+    };
+    let open_countries = |path: &PathBuf| Reloaded::open(path, "country file", Countries::load);
+    let countries = config.countries.as_ref().map(open_countries).transpose()?;
     let secret = Secret::new(config.ip_hash_key.as_bytes()).context("ip_hash_key")?;
     let listener = bind("redirect", config.listen).await?;
     let operators = bind("admin", config.admin_listen).await?;
@@ -79,7 +90,9 @@ async fn run(cli: Cli) -> Result<()> {
         Some(settings) => Arc::new(SeenInRedis::start(settings).context("seen.url")?),
         None => Arc::new(SeenInMemory::new(config.seen.horizon, SEEN_MAX)),
     };
-    let service = Service::new(log, topic, catalog, clock, secret, settings, seen);
+    let spool = Spool::open(config.spool_settings(), topic.partitions, clock.clone()).await.context("spool.dir")?;
+    let with = With { secret, seen, keys, blocks, countries, spool: Some(spool) };
+    let service = Service::new(log, topic, catalog, clock, settings, with);
     metrics::redirect(&mut metrics, &service);
 
     let (stop, stopped) = watch::channel(());
@@ -88,7 +101,7 @@ async fn run(cli: Cli) -> Result<()> {
         while stopped.changed().await.is_ok() {}
     };
     let of = service.clone();
-    let ready: admin::Ready = Arc::new(move || of.ready().map_err(str::to_owned));
+    let ready: admin::Ready = Arc::new(move || of.ready());
     let admin = admin::router(metrics, ready);
     let admin = tokio::spawn(serving::serve(operators, admin, Limits::default(), until(stopped.clone())));
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, topic = config.topic, "answering clicks");

@@ -33,6 +33,36 @@ pub fn redirect(metrics: &mut Metrics, service: &Service) {
             "Clicks that were answered 503 since the log did not take them in time",
             counters.failures,
         )?;
+        scrape.samples(service.invalid().map(|(reason, count)| Sample {
+            name: "tally_redirect_invalid_clicks_total",
+            help: "Clicks that were recorded with a reason for which they are not billed",
+            is_counter: true,
+            labels: vec![("reason", reason.as_str().into())],
+            value: count as f64,
+        }))?;
+        scrape.counter(
+            "tally_redirect_refused_files",
+            "New versions of files that were refused",
+            service.reload_refusals(),
+        )?;
+        if let Some(spool) = service.spool() {
+            scrape.gauge("tally_spool_clicks", "Clicks that wait in the spool", spool.records as f64)?;
+            scrape.gauge("tally_spool_bytes", "Bytes of the clicks that wait in the spool", spool.bytes as f64)?;
+            let oldest = spool.oldest_ms as f64 / 1_000.0;
+            scrape.gauge("tally_spool_oldest_seconds", "Age of the oldest click that waits in the spool", oldest)?;
+            scrape.gauge(
+                "tally_spool_aside_clicks",
+                "Clicks that waited for too long and are kept aside",
+                spool.aside as f64,
+            )?;
+            scrape.counter("tally_spool_puts", "Clicks that were put into the spool", spool.spooled)?;
+            scrape.counter(
+                "tally_spool_sends",
+                "Clicks of the spool that were sent again and acknowledged",
+                spool.sent_again,
+            )?;
+            scrape.counter("tally_spool_failures", "Clicks that could not be put into the spool", spool.failures)?;
+        }
         scrape.gauge(
             "tally_redirect_appends_in_flight",
             "Clicks that wait for the log",

@@ -13,6 +13,8 @@ pub async fn serve(listener: TcpListener, service: Service, shutdown: impl Futur
     let mut heartbeats = JoinSet::new();
     let beating = service.clone();
     heartbeats.spawn(async move { beating.heartbeats().await });
+    let beside = service.clone();
+    heartbeats.spawn(async move { beside.beside().await });
     let settings = service.settings();
     let limits = Limits {
         connections_max: settings.connections_max,
@@ -23,5 +25,5 @@ pub async fn serve(listener: TcpListener, service: Service, shutdown: impl Futur
     if tokio::time::timeout(left, service.appender().drained()).await.is_err() {
         tracing::warn!("stopped before the log had answered for every click");
     }
-    // Dropping the set ends the heartbeats.
+    // Dropping the set ends the heartbeats and what else runs beside. What is in the spool is on disk.
 }

@@ -1,12 +1,17 @@
 //! The routes, and the one handler of a click.
 
 use crate::append::Appender;
+use crate::block::Blocks;
 use crate::catalog::{AdState, Catalog};
 use crate::client;
+use crate::country::Countries;
 use crate::ip_hash::{IpHasher, Secret};
 use crate::problem::Problem;
+use crate::reload::Reloaded;
 use crate::seen::SeenBefore;
 use crate::settings::Settings;
+use crate::signature::Keys;
+use crate::spool::{Spool, SpoolCounters};
 use crate::url::ClickUrl;
 use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, Request, State};
@@ -15,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use bytes::Bytes;
-use click::{Click, ClickId, Clock, Event, InvalidReason, Millis};
+use click::{Click, ClickId, Clock, Country, Event, InvalidReason, Millis};
 use serving::metrics::Histogram;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,19 +45,44 @@ const UNSIGNED: &str = "no keys are configured: every well-formed click counts";
 #[derive(Clone)]
 pub struct Service(Arc<Parts>);
 
+/// What a service judges clicks by, and where it puts those that the log does not take.
+pub struct With {
+    /// What hashes of addresses are made with.
+    pub secret: Secret,
+    pub seen: Arc<dyn SeenBefore>,
+    /// Without keys every well-formed click counts.
+    pub keys: Keys,
+    pub blocks: Arc<Reloaded<Blocks>>,
+    pub countries: Option<Arc<Reloaded<Countries>>>,
+    pub spool: Option<Spool>,
+}
+
+impl With {
+    /// No keys, no rules, no country file and no spool.
+    pub fn new(secret: Secret, seen: Arc<dyn SeenBefore>) -> With {
+        let blocks = Reloaded::fixed("block rules", Blocks::default());
+        With { secret, seen, keys: Keys::default(), blocks, countries: None, spool: None }
+    }
+}
+
 struct Parts {
     appender: Arc<Appender>,
-    catalog: Arc<Catalog>,
+    catalog: Arc<Reloaded<Catalog>>,
     clock: Arc<dyn Clock>,
     ip_hasher: IpHasher,
     settings: Settings,
     seen: Arc<dyn SeenBefore>,
+    keys: Keys,
+    blocks: Arc<Reloaded<Blocks>>,
+    countries: Option<Arc<Reloaded<Countries>>>,
     /// Seconds from a click's arrival to its answer, if somebody asked for them.
     answer_seconds: OnceLock<Histogram>,
     clicks_answered: AtomicU64,
     prefetches: AtomicU64,
     refused: AtomicU64,
     failures: AtomicU64,
+    /// Clicks that were recorded with a reason, by [`InvalidReason::ALL`].
+    invalid: [AtomicU64; InvalidReason::ALL.len()],
 }
 
 /// What a service has done since it began.
@@ -74,14 +104,17 @@ impl Service {
     pub fn new(
         log: Arc<dyn Log>,
         topic: Topic,
-        catalog: Arc<Catalog>,
+        catalog: Arc<Reloaded<Catalog>>,
         clock: Arc<dyn Clock>,
-        secret: Secret,
         settings: Settings,
-        seen: Arc<dyn SeenBefore>,
+        with: With,
     ) -> Self {
-        tracing::warn!("{UNSIGNED}");
-        let appender = Arc::new(Appender::new(log, topic, settings.append_wait, settings.appends_in_flight_max));
+        let With { secret, seen, keys, blocks, countries, spool } = with;
+        if keys.is_empty() {
+            tracing::warn!("{UNSIGNED}");
+        }
+        let appender = Appender::new(log, topic, settings.append_wait, settings.appends_in_flight_max, spool);
+        let appender = Arc::new(appender);
         Service(Arc::new(Parts {
             appender,
             catalog,
@@ -89,11 +122,15 @@ impl Service {
             ip_hasher: IpHasher::new(secret),
             settings,
             seen,
+            keys,
+            blocks,
+            countries,
             answer_seconds: OnceLock::new(),
             clicks_answered: AtomicU64::new(0),
             prefetches: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            invalid: Default::default(),
         }))
     }
 
@@ -131,8 +168,47 @@ impl Service {
     }
 
     /// Whether clicks are recorded now; if not, why.
-    pub fn ready(&self) -> Result<(), &'static str> {
-        if self.0.appender.is_failing() { Err("the last append failed") } else { Ok(()) }
+    pub fn ready(&self) -> Result<(), String> {
+        match self.0.appender.spool() {
+            Some(spool) => spool.ready(),
+            None if self.0.appender.is_failing() => Err("the last append failed".into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What the spool holds and did, if there is one.
+    pub fn spool(&self) -> Option<SpoolCounters> {
+        self.0.appender.spool().map(Spool::counters)
+    }
+
+    /// Clicks that were recorded with a reason for which they are not billed, by reason.
+    pub fn invalid(&self) -> impl Iterator<Item = (InvalidReason, u64)> + '_ {
+        InvalidReason::ALL.iter().zip(&self.0.invalid).map(|(reason, count)| (*reason, count.load(Ordering::Relaxed)))
+    }
+
+    /// Versions of files that were refused while it ran.
+    pub fn reload_refusals(&self) -> u64 {
+        let Parts { catalog, blocks, countries, .. } = &*self.0;
+        catalog.refusals() + blocks.refusals() + countries.as_ref().map_or(0, |countries| countries.refusals())
+    }
+
+    /// What runs beside the answers, for ever: files are followed, and the spool is sent. [`crate::serve`] does it until it
+    /// has drained.
+    pub async fn beside(&self) {
+        let Parts { catalog, blocks, countries, appender, .. } = &*self.0;
+        let countries = async {
+            match countries {
+                Some(countries) => countries.clone().follow().await,
+                None => std::future::pending().await,
+            }
+        };
+        let spool = async {
+            match appender.spool() {
+                Some(spool) => spool.clone().resend(appender.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(catalog.clone().follow(), blocks.clone().follow(), countries, spool);
     }
 
     /// What it was configured with.
@@ -159,14 +235,15 @@ impl Service {
         click_id: ClickId,
         at: Millis,
         url: ClickUrl<'_>,
-        peer: IpAddr,
+        (address, named): (IpAddr, Option<Country>),
         headers: &HeaderMap,
         invalid_reason: Option<InvalidReason>,
     ) -> Click {
         // The hint is worth a few milliseconds and no click: late is as good as unknown.
         let seen = self.0.seen.seen_before(&url.impression_id, at);
         let seen_before = tokio::time::timeout(self.0.settings.seen_wait, seen).await.ok().flatten();
-        let (address, country) = client::address_and_country(&self.0.settings, peer, headers);
+        let countries = self.0.countries.as_ref().map(|countries| countries.current());
+        let country = countries.and_then(|countries| countries.of(address)).or(named).unwrap_or(Country::UNKNOWN);
         Click {
             click_id,
             impression_id: url.impression_id,
@@ -203,12 +280,20 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
     if body_bytes > BODY_BYTES_MAX as u64 {
         return service.refuse(Problem::too_large(&body_bytes.to_string()));
     }
-    let url = match ClickUrl::parse(&request.uri, &service.0.catalog) {
+    // This version of the catalog is the one that this click goes by.
+    let catalog = service.0.catalog.current();
+    let url = match ClickUrl::parse(&request.uri, &catalog, &service.0.keys, at) {
         Ok(url) => url,
         Err(problem) => return service.refuse(problem),
     };
+    let client = client::address_and_country(&service.0.settings, peer.ip(), &request.headers);
+    // The first of these that is so. Which one makes no difference to what is billed.
     let invalid_reason = if client::is_prefetch(&request.headers) {
         Some(InvalidReason::Prefetch)
+    } else if service.0.blocks.current().block(client.0, &request.headers) {
+        Some(InvalidReason::Blocked)
+    } else if let Err(reason) = url.signature {
+        Some(reason)
     } else if url.ad.state != AdState::Active {
         Some(InvalidReason::Inactive)
     } else if !url.agrees {
@@ -223,13 +308,14 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
     } else if is_post {
         StatusCode::NO_CONTENT.into_response()
     } else {
-        let location = url.ad.landing_page.location(click_id, &url.impression_id);
+        let query = request.uri.query().unwrap_or_default();
+        let location = url.ad.page().location(click_id, &url.impression_id, url.ad.parameters.as_deref(), query);
         (StatusCode::FOUND, [(header::LOCATION, location)]).into_response()
     };
     if request.method != Method::HEAD {
         let key = url.impression_id.clone();
         let partition = partition_of(key.as_str().as_bytes(), service.appender().topic.partitions);
-        let event = service.event(click_id, at, url, peer.ip(), &request.headers, invalid_reason).await;
+        let event = service.event(click_id, at, url, client, &request.headers, invalid_reason).await;
         let json = serde_json::to_vec(&Event::Click(event))
             .expect("an event has string keys and no value that JSON cannot hold");
         // A crash before this line: the click is neither recorded nor answered. A crash within: it is recorded or
@@ -243,6 +329,10 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
             // From here on the click counts, whether or not the answer arrives.
             let counter = if is_prefetch { &service.0.prefetches } else { &service.0.clicks_answered };
             counter.fetch_add(1, Ordering::Relaxed);
+            let at = InvalidReason::ALL.iter().position(|reason| Some(*reason) == invalid_reason);
+            if let Some(counter) = at.and_then(|at| service.0.invalid.get(at)) {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if is_post {
             drain(body).await;
@@ -273,16 +363,24 @@ async fn healthz(State(service): State<Service>, method: Method) -> Response {
     }
 }
 
-/// Ready unless the last append failed. Heartbeats go on meanwhile, so it is ready again soon after the log is, also
-/// without clicks.
+/// Ready while a click would be recorded, also if the log failed now. It says so before it is too late: when the spool is
+/// nearly full, or cannot be written. Without a spool, when the last append failed; heartbeats go on meanwhile, so it is
+/// ready again soon after the log is, also without clicks.
 async fn readyz(State(service): State<Service>, method: Method) -> Response {
     if let Some(refused) = reads(&service, &method) {
         return refused;
     }
     let ready = service.ready();
     let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let (ready, log) = (ready.is_ok(), ready.err().unwrap_or("ok"));
-    let body = Json(serde_json::json!({ "ready": ready, "log": log, "signatures": UNSIGNED }));
+    let Parts { keys, catalog, blocks, countries, .. } = &*service.0;
+    let signatures = if keys.is_empty() { UNSIGNED.to_string() } else { format!("needed; keys: {}", keys.ids()) };
+    // Which line of which file is the operator's to know, and in the log.
+    let countries = countries.as_ref().and_then(|countries| countries.refused().map(|_| "country file"));
+    let [catalog, blocks] = [catalog.refused().map(|_| "catalog"), blocks.refused().map(|_| "block rules")];
+    let refused: Vec<&str> = [catalog, blocks, countries].into_iter().flatten().collect();
+    let (ready, log) = (ready.is_ok(), ready.err().unwrap_or_else(|| "ok".into()));
+    let body =
+        Json(serde_json::json!({ "ready": ready, "log": log, "signatures": signatures, "refusedFiles": refused }));
     (status, [(header::CACHE_CONTROL, NO_STORE)], body).into_response()
 }
 

@@ -1,6 +1,7 @@
 //! What an operator can set.
 
 use axum::http::HeaderName;
+use ipnet::IpNet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -17,8 +18,10 @@ pub struct Settings {
     pub seen_wait: Duration,
     /// How long a partition may be silent before it gets a heartbeat.
     pub heartbeat_interval: Duration,
-    /// Peers that may speak for a client with `X-Forwarded-For` and [`Self::country_header`]. Exact addresses.
-    pub trusted_proxies: Vec<IpAddr>,
+    /// Peers that may speak for a client with [`Self::forwarded_header`] and [`Self::country_header`].
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which trusted proxies name whom they speak for: `X-Forwarded-For`, or `Forwarded` (RFC 7239).
+    pub forwarded_header: HeaderName,
     /// The header in which a trusted proxy names the client's country, e.g. `X-Country`.
     pub country_header: Option<HeaderName>,
     /// Connections that may be open at once. Others wait in the kernel's queue.
@@ -37,6 +40,7 @@ impl Default for Settings {
             seen_wait: Duration::from_millis(5),
             heartbeat_interval: Duration::from_secs(1),
             trusted_proxies: Vec::new(),
+            forwarded_header: HeaderName::from_static("x-forwarded-for"),
             country_header: None,
             connections_max: 10_000,
             head_wait: Duration::from_secs(30),
@@ -48,6 +52,6 @@ impl Default for Settings {
 impl Settings {
     /// Whether headers of this peer are believed.
     pub(crate) fn trusts(&self, peer: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|proxy| proxy.to_canonical() == peer)
+        self.trusted_proxies.iter().any(|proxies| proxies.contains(&peer))
     }
 }

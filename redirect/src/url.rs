@@ -2,8 +2,9 @@
 
 use crate::catalog::{Ad, Catalog};
 use crate::problem::Problem;
+use crate::signature::{Keys, Signed};
 use axum::http::Uri;
-use click::{AdId, CampaignId, ImpressionId, Invalid, PublisherId};
+use click::{AdId, CampaignId, ImpressionId, Invalid, InvalidReason, Millis, PublisherId};
 use std::borrow::Cow;
 use std::str::FromStr;
 
@@ -18,13 +19,17 @@ pub(crate) struct ClickUrl<'c> {
     pub ad: &'c Ad,
     /// Whether campaign and publisher, as far as the URL names them, are the catalog's.
     pub agrees: bool,
+    /// Billed by its signature, or the reason why not.
+    pub signature: Result<(), InvalidReason>,
 }
 
 impl<'c> ClickUrl<'c> {
-    pub fn parse(uri: &Uri, catalog: &'c Catalog) -> Result<Self, Problem> {
+    /// What the URL says to a click at `at`.
+    pub fn parse(uri: &Uri, catalog: &'c Catalog, keys: &Keys, at: Millis) -> Result<Self, Problem> {
         let segment = uri.path().strip_prefix(CLICK_PATH).unwrap_or_default();
         let impression_id: ImpressionId = parsed("impressionId", &decoded("impressionId", segment, false)?)?;
         let (mut ad_id, mut campaign_id, mut publisher_id) = (None, None, None);
+        let [mut expires, mut key_id, mut signature] = [const { Mark::Absent }; 3];
         for pair in uri.query().unwrap_or_default().split('&') {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             // Ad servers and browsers add parameters of their own, also ones that nobody filled in, like
@@ -33,6 +38,9 @@ impl<'c> ClickUrl<'c> {
                 Ok("ad_id") => once("ad_id", &mut ad_id, value)?,
                 Ok("campaign_id") => once("campaign_id", &mut campaign_id, value)?,
                 Ok("publisher_id") => once("publisher_id", &mut publisher_id, value)?,
+                Ok("exp") => expires.set(value),
+                Ok("kid") => key_id.set(value),
+                Ok("sig") => signature.set(value),
                 _ => {}
             }
         }
@@ -45,8 +53,53 @@ impl<'c> ClickUrl<'c> {
         let agrees = is_known::<CampaignId>("campaign_id", campaign_id.as_deref(), campaign)?
             & is_known::<PublisherId>("publisher_id", publisher_id.as_deref(), publisher)?;
         let ad = ad.ok_or_else(|| Problem::unknown_ad(&ad_id))?;
-        Ok(ClickUrl { impression_id, ad, agrees })
+        let signature = if keys.is_empty() {
+            Ok(())
+        } else {
+            let marks = [&expires, &key_id, &signature];
+            let signed = Signed {
+                impression_id: impression_id.as_str(),
+                ad_id: &ad_id,
+                campaign_id: campaign_id.as_deref().unwrap_or_default(),
+                publisher_id: publisher_id.as_deref().unwrap_or_default(),
+                expires: expires.text().and_then(|text| text.parse().ok()).unwrap_or_default(),
+            };
+            keys.judge(&signed, marks.map(Mark::text), at)
+        };
+        Ok(ClickUrl { impression_id, ad, agrees, signature })
     }
+}
+
+/// One of the parameters of a signature. They are a signer's, so nothing about them is an error of the click's.
+enum Mark<'a> {
+    Absent,
+    Once(Cow<'a, str>),
+    /// Given twice, or not to be read.
+    Spoilt,
+}
+
+impl<'a> Mark<'a> {
+    fn set(&mut self, value: &'a str) {
+        *self = match (&self, decoded("query", value, true)) {
+            (Mark::Absent, Ok(text)) => Mark::Once(text),
+            _ => Mark::Spoilt,
+        };
+    }
+
+    /// Nothing is what was not given; what is spoilt is text that fits nothing.
+    fn text(&self) -> Option<&str> {
+        match self {
+            Mark::Absent => None,
+            Mark::Once(text) => Some(text),
+            Mark::Spoilt => Some(""),
+        }
+    }
+}
+
+/// The name of a pair of a query, if it can be read.
+pub(crate) fn name_of(pair: &str) -> Option<Cow<'_, str>> {
+    let name = pair.split('=').next().unwrap_or_default();
+    decoded("query", name, true).ok()
 }
 
 fn parsed<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, Problem> {

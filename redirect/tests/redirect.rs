@@ -2,7 +2,9 @@
 //! The redirect over real HTTP.
 
 mod app;
+mod judged;
 mod seen;
+mod spool;
 
 use app::{Answer, Mode, NOON, PARTITIONS, TestApp, TestLog, eventually};
 use click::InvalidReason;
@@ -246,7 +248,7 @@ async fn only_a_trusted_proxy_speaks_for_a_client() {
     assert_eq!((&clicks[1].ip_hash, clicks[1].country.as_str()), (&clicks[0].ip_hash, "ZZ"));
 
     let trusting = Settings {
-        trusted_proxies: vec!["127.0.0.1".parse().unwrap()],
+        trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
         country_header: Some("x-country".parse().unwrap()),
         ..Settings::default()
     };

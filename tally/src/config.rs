@@ -2,6 +2,9 @@
 
 use anyhow::{Context, Result, bail};
 use click::Lateness;
+use ipnet::IpNet;
+use redirect::config::{Signatures, SpoolConfig};
+use redirect::networks::networks;
 use serde::Deserialize;
 use serving::config::duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -47,9 +50,24 @@ pub struct Config {
 pub struct Redirect {
     pub listen: SocketAddr,
     /// Peers that may speak for a client in `X-Forwarded-For` and in the country header.
-    pub trusted_proxies: Vec<IpAddr>,
+    #[serde(deserialize_with = "networks")]
+    pub trusted_proxies: Vec<IpNet>,
     /// Header in which a trusted proxy names the client's country.
     pub country_header: String,
+    /// How long an answer waits for the log before the click goes to the spool.
+    #[serde(deserialize_with = "duration")]
+    pub append_wait: Duration,
+    /// Bytes of clicks that may wait in the spool.
+    pub spool_bytes_max: u64,
+    /// Clicks that wait there for longer are kept aside.
+    #[serde(deserialize_with = "duration")]
+    pub spool_age_max: Duration,
+    /// Block rules; without a file nothing is blocked.
+    pub block_rules: Option<PathBuf>,
+    /// A file in the MaxMind DB format that knows the countries of addresses.
+    pub countries: Option<PathBuf>,
+    /// Signed URLs.
+    pub signatures: Signatures,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -91,8 +109,18 @@ impl Default for Config {
 
 impl Default for Redirect {
     fn default() -> Self {
-        let trusted_proxies = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
-        Redirect { listen: loopback(8080), trusted_proxies, country_header: "X-Country".into() }
+        let spool = SpoolConfig::default();
+        Redirect {
+            listen: loopback(8080),
+            trusted_proxies: vec![IpNet::from(IpAddr::V4(Ipv4Addr::LOCALHOST))],
+            country_header: "X-Country".into(),
+            append_wait: Duration::from_millis(50),
+            spool_bytes_max: spool.bytes_max,
+            spool_age_max: spool.age_max,
+            block_rules: None,
+            countries: None,
+            signatures: Signatures::default(),
+        }
     }
 }
 

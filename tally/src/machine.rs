@@ -4,7 +4,12 @@ use crate::config::Config;
 use anyhow::{Context, Result};
 use click::{Clock, Millis, Offset, Offsets, Partition};
 use futures::future::BoxFuture;
-use redirect::{Catalog, Secret, SeenInMemory, Service};
+use redirect::block::Blocks;
+use redirect::country::Countries;
+use redirect::reload::Reloaded;
+use redirect::signature::Keys;
+use redirect::spool::{Spool, SpoolSettings};
+use redirect::{Catalog, Secret, SeenInMemory, Service, With};
 use runner::{ClaimsSettings, PipelineFiles, Runner, RunnerSettings, VersionStart};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,9 +33,8 @@ pub struct Machine {
     pub log: Arc<LocalLog>,
     pub clicks: Topic,
     pub raw_clicks: Topic,
-    pub catalog: Arc<Catalog>,
-    secret: Secret,
-    horizon: Duration,
+    pub catalog: Arc<Reloaded<Catalog>>,
+    judges: Judges,
     pub counting: Counting,
     pub runner: Runner,
     pub warehouse: Warehouse,
@@ -84,11 +88,11 @@ impl Machine {
         let files = PipelineFiles::read(&config.pipelines)?;
         runner::check(&files, lateness).await?;
         let digest = runner::digest(&files, lateness, horizon_ms)?;
-        let catalog = Arc::new(catalog(config)?);
+        let catalog = catalog(config)?;
 
         let data = &config.data;
         tally_log::durable::create_dir_all(data)?;
-        let secret = secret(&data.join("ip_hash.key"))?;
+        let judges = Judges::open(config)?;
         let settings =
             LogSettings { partitions_on_demand: Some(config.partitions), segment_bytes_max: config.log_segment_bytes };
         let (log, repairs) = LocalLog::open(&data.join("log"), settings, clock.clone())?;
@@ -118,15 +122,13 @@ impl Machine {
         let counting = Counting { files, log: log.clone(), warehouse: of, topics, dir, settings };
         let runner = counting.runner().await?;
         let loader = counting.loader().await?;
-        let horizon = config.dedup_horizon;
         Ok(Machine {
             clock,
             log,
             clicks,
             raw_clicks,
             catalog,
-            secret,
-            horizon,
+            judges,
             counting,
             runner,
             warehouse,
@@ -141,21 +143,44 @@ impl Machine {
         Ok(redirect::Settings {
             trusted_proxies: config.redirect.trusted_proxies.clone(),
             country_header: Some(config.redirect.country_header.parse().context("redirect.country_header")?),
+            append_wait: config.redirect.append_wait,
             connections_max: connections_max(redirect::Settings::default().connections_max),
             ..redirect::Settings::default()
         })
     }
 
+    /// The spool of this machine's redirect.
+    ///
+    /// # Errors
+    /// If it is damaged, or another's.
+    pub async fn spool(&self, config: &Config) -> Result<Spool> {
+        let settings = SpoolSettings {
+            dir: config.data.join("spool"),
+            bytes_max: config.redirect.spool_bytes_max,
+            age_max: config.redirect.spool_age_max,
+        };
+        Ok(Spool::open(settings, self.clicks.partitions, self.clock.clone()).await?)
+    }
+
     /// A redirect on this machine's log, or on one that a test puts before it, with a clock of its own.
-    pub fn redirect(&self, log: Arc<dyn Log>, clock: Arc<dyn Clock>, settings: redirect::Settings) -> Service {
-        let seen = Arc::new(SeenInMemory::new(self.horizon, SEEN_MAX));
-        Service::new(log, self.clicks.clone(), self.catalog.clone(), clock, self.secret.clone(), settings, seen)
+    pub fn redirect(
+        &self,
+        log: Arc<dyn Log>,
+        clock: Arc<dyn Clock>,
+        settings: redirect::Settings,
+        spool: Option<Spool>,
+    ) -> Service {
+        let Judges { secret, horizon, keys, blocks, countries } = self.judges.clone();
+        let seen = Arc::new(SeenInMemory::new(horizon, SEEN_MAX));
+        let with = With { secret, seen, keys, blocks, countries, spool };
+        Service::new(log, self.clicks.clone(), self.catalog.clone(), clock, settings, with)
     }
 
     /// An ad whose clicks are billed, to try the system with.
-    pub fn sample_ad(&self) -> Option<&redirect::Ad> {
+    pub fn sample_ad(&self) -> Option<redirect::Ad> {
         let billed = |ad: &&redirect::Ad| ad.state == redirect::AdState::Active;
-        self.catalog.get("ad_9").filter(billed).or_else(|| self.catalog.ads().find(billed))
+        let catalog = self.catalog.current();
+        catalog.get("ad_9").filter(billed).or_else(|| catalog.ads().find(billed)).cloned()
     }
 
     /// Records that the runner has not taken in yet.
@@ -168,13 +193,40 @@ impl Machine {
     }
 }
 
-fn catalog(config: &Config) -> Result<Catalog> {
+/// What the redirect judges clicks by.
+#[derive(Clone)]
+struct Judges {
+    secret: Secret,
+    horizon: Duration,
+    keys: Keys,
+    blocks: Arc<Reloaded<Blocks>>,
+    countries: Option<Arc<Reloaded<Countries>>>,
+}
+
+impl Judges {
+    fn open(config: &Config) -> Result<Judges> {
+        let (of, horizon) = (&config.redirect, config.dedup_horizon);
+        let open_countries = |path: &PathBuf| Reloaded::open(path, "country file", Countries::load);
+        Ok(Judges {
+            secret: secret(&config.data.join("ip_hash.key"))?,
+            horizon,
+            keys: of.signatures.keys(of.spool_age_max, horizon).context("redirect")?,
+            blocks: match &of.block_rules {
+                Some(path) => Reloaded::open(path, "block rules", Blocks::load)?,
+                None => Reloaded::fixed("block rules", Blocks::default()),
+            },
+            countries: of.countries.as_ref().map(open_countries).transpose()?,
+        })
+    }
+}
+
+fn catalog(config: &Config) -> Result<Arc<Reloaded<Catalog>>> {
     match &config.catalog {
-        Some(path) => Ok(Catalog::load(path)?),
+        Some(path) => Ok(Reloaded::open(path, "catalog", |path| Catalog::load(path))?),
         None => {
             // The pages are wherever this process serves them.
             let text = SAMPLE_CATALOG.replace(SAMPLE_PAGES, &config.sample.listen.to_string());
-            Ok(Catalog::parse("catalog/sample.csv", text)?)
+            Ok(Reloaded::fixed("catalog", Catalog::parse("catalog/sample.csv", text)?))
         }
     }
 }

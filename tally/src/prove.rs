@@ -200,9 +200,9 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
     };
     let ahead: Arc<dyn Clock> = Arc::new(Ahead(clock.clone()));
     let services = [
-        machine.redirect(machine.log.clone(), clock.clone(), settings.clone()),
-        machine.redirect(machine.log.clone(), ahead, settings.clone()),
-        machine.redirect(slow.clone(), clock.clone(), settings),
+        machine.redirect(machine.log.clone(), clock.clone(), settings.clone(), None),
+        machine.redirect(machine.log.clone(), ahead, settings.clone(), None),
+        machine.redirect(slow.clone(), clock.clone(), settings, None),
     ];
     let beats = services[0].clone();
     let mut addresses = Vec::new();

@@ -60,7 +60,8 @@ async fn run(config: Config, demo: bool) -> Result<()> {
     let machine = Machine::open(&config, clock.clone()).await?;
     greet(&config, &machine, redirect_at, reporting_at);
 
-    let service = machine.redirect(machine.log.clone(), clock.clone(), settings);
+    let spool = machine.spool(&config).await?;
+    let service = machine.redirect(machine.log.clone(), clock.clone(), settings, Some(spool));
     let Machine { log, clicks, raw_clicks, counting, runner, warehouse, loader, .. } = machine;
     let (stage, _) = watch::channel(Stage::Running);
     let (failed, mut failures) = mpsc::channel::<anyhow::Error>(8);

@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use click::{Event, LogId, ManualClock, Millis, Offset, Offsets, Partition};
-use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, Service, Settings};
+use redirect::reload::Reloaded;
+use redirect::{Catalog, Secret, SeenBefore, SeenInMemory, Service, Settings, With};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,8 @@ pub enum Mode {
 /// A log in memory.
 pub struct TestLog {
     pub mode: watch::Sender<Mode>,
+    /// A partition that takes and answers nothing, whatever the mode.
+    pub stuck: watch::Sender<Option<Partition>>,
     /// Appends that were asked for, answered or not.
     pub asked: watch::Sender<usize>,
     records: Arc<Mutex<Vec<(Partition, Bytes)>>>,
@@ -45,7 +48,7 @@ pub struct TestLog {
 impl TestLog {
     pub fn new() -> Arc<Self> {
         let (mode, asked) = (watch::Sender::new(Mode::Works), watch::Sender::new(0));
-        Arc::new(TestLog { mode, asked, records: Arc::default() })
+        Arc::new(TestLog { mode, stuck: watch::Sender::new(None), asked, records: Arc::default() })
     }
 
     pub fn topic(&self) -> Topic {
@@ -96,7 +99,9 @@ impl Log for TestLog {
             return Err(stopped);
         }
         let records = self.records.clone();
+        let mut stuck = self.stuck.subscribe();
         Ok(Box::pin(async move {
+            stuck.wait_for(|stuck| *stuck != Some(partition)).await.unwrap();
             mode.wait_for(|mode| *mode != Mode::Holds).await.unwrap();
             let fails = *mode.borrow() == Mode::FailsLater;
             let mut records = records.lock().unwrap();
@@ -117,6 +122,15 @@ impl Log for TestLog {
     async fn offset_at(&self, _: &Topic, _: Partition, _: Millis) -> Result<Offset, LogError> {
         Ok(0)
     }
+}
+
+pub fn secret() -> Secret {
+    Secret::new(b"0123456789abcdef").unwrap()
+}
+
+/// A service's judges without any rule.
+pub fn no_rules() -> With {
+    With::new(secret(), Arc::new(SeenInMemory::new(Duration::from_secs(86_400), 1_000)))
 }
 
 /// A redirect on a port of its own, with a clock that stands at [`NOON`].
@@ -140,16 +154,33 @@ impl TestApp {
     }
 
     pub async fn with_seen(log: Arc<TestLog>, settings: Settings, seen: Arc<dyn SeenBefore>) -> Self {
+        Self::with_all(log, settings, With::new(secret(), seen)).await
+    }
+
+    pub async fn with_all(log: Arc<TestLog>, settings: Settings, with: With) -> Self {
+        let catalog = Reloaded::fixed("catalog", Catalog::parse("test", CATALOG).unwrap());
+        Self::with_everything(log, settings, catalog, with).await
+    }
+
+    pub async fn with_catalog(log: Arc<TestLog>, catalog: Arc<Reloaded<Catalog>>) -> Self {
+        Self::with_everything(log, Settings::default(), catalog, no_rules()).await
+    }
+
+    async fn with_everything(
+        log: Arc<TestLog>,
+        settings: Settings,
+        catalog: Arc<Reloaded<Catalog>>,
+        with: With,
+    ) -> Self {
         let clock = Arc::new(ManualClock::new(NOON.parse().unwrap()));
         let service = Service::new(
             log.clone(),
             TestLog::topic(&log),
-            Arc::new(Catalog::parse("test", CATALOG).unwrap()),
+            catalog,
             clock.clone(),
-            Secret::new(b"0123456789abcdef").unwrap(),
             // A hint that is late because the machine is busy is right, but not what tests look for.
             Settings { seen_wait: Duration::from_secs(10), ..settings },
-            seen,
+            with,
         );
         let heartbeats = log.heartbeats().len() + PARTITIONS as usize;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -193,6 +224,12 @@ impl TestApp {
         stream.write_all(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes()).await.unwrap();
         asked.wait_for(|asked| *asked > before).await.unwrap();
         stream
+    }
+
+    /// What a kill leaves, as far as one process can play it: everything under way is dropped.
+    pub async fn kill(self) {
+        self.served.abort();
+        let _ = self.served.await;
     }
 
     /// Tells the service to stop, as a signal would.

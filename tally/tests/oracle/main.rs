@@ -83,9 +83,9 @@ impl System {
         };
         let ahead: Arc<dyn Clock> = Arc::new(AheadClock(clock.clone()));
         let services = [
-            machine.redirect(machine.log.clone(), clock.clone(), settings.clone()),
-            machine.redirect(machine.log.clone(), ahead, settings.clone()),
-            machine.redirect(slow.clone(), clock.clone(), settings),
+            machine.redirect(machine.log.clone(), clock.clone(), settings.clone(), None),
+            machine.redirect(machine.log.clone(), ahead, settings.clone(), None),
+            machine.redirect(slow.clone(), clock.clone(), settings, None),
         ];
         let beats = services[0].clone();
         let (stop, _) = watch::channel(false);

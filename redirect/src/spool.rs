@@ -1,0 +1,387 @@
+//! The spool: clicks on this machine's disk that the log has not acknowledged in time.
+//!
+//! It is a local log of its own, with a topic of as many partitions as the clicks have, so that it is durable, ordered and
+//! checked in the same way. Beside it stands the file `sent`, which says up to where each partition was sent again and
+//! acknowledged. `resend` sends what is left; `aside` keeps what became too old for that.
+//!
+//! # What a crash means
+//!
+//! * before a click is durable here: nobody was answered;
+//! * after it: the next start sends it again, whether or not the first send arrived. The log may hold it twice, under one
+//!   click id and one impression, and the pipeline counts one;
+//! * after it was acknowledged, before `sent` says so: it is sent once more, which is the same.
+
+pub mod aside;
+mod queue;
+mod resend;
+
+use aside::Aside;
+use bytes::Bytes;
+use click::{Clock, Millis, Offset, Offsets, Partition};
+use faults::Point;
+use queue::Queue;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tally_log::local::{LocalLog, Settings as LogSettings};
+use tally_log::{Log, LogError, Topic, durable};
+use tokio::sync::Notify;
+
+/// Small, so that what was sent leaves the disk soon.
+const SEGMENT_BYTES_MAX: u64 = 8 << 20;
+const TOPIC: &str = "clicks";
+const SENT: &str = "sent";
+/// How long a click waits for this disk. It is the last one that is asked.
+const APPEND_WAIT: Duration = Duration::from_secs(1);
+/// How often a spool that failed is opened again.
+const REOPEN_EVERY: Duration = Duration::from_secs(1);
+/// From here on it is said that the spool fills up, in parts of a hundred.
+const NEARLY_FULL: u64 = 90;
+
+/// What can be set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolSettings {
+    /// Its folder, of one redirect alone.
+    pub dir: PathBuf,
+    /// Bytes of clicks that may wait. One more is not taken.
+    pub bytes_max: u64,
+    /// Clicks that wait for longer are kept aside and not sent: their impression's claim may be over.
+    pub age_max: Duration,
+}
+
+/// Why a click is not in the spool.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    #[error("the spool is full: {0} bytes wait")]
+    Full(u64),
+    #[error("the spool cannot be written: {0}")]
+    Unusable(String),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    File(#[from] durable::FileError),
+    #[error("the spool's disk did not answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("{} is damaged: {what}", .file.display())]
+    Damaged { file: PathBuf, what: String },
+}
+
+/// Where a click is in the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub partition: Partition,
+    pub offset: Offset,
+}
+
+/// What a spool holds and did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpoolCounters {
+    /// Clicks that wait, and their bytes.
+    pub records: u64,
+    pub bytes: u64,
+    /// Age of the oldest of them.
+    pub oldest_ms: i64,
+    /// Clicks that were put in since the start.
+    pub spooled: u64,
+    /// Sends that followed a first one, and were acknowledged.
+    pub sent_again: u64,
+    /// Clicks that are kept aside.
+    pub aside: u64,
+    /// Clicks that could not be put in.
+    pub failures: u64,
+}
+
+/// A redirect's spool. Clones are the same.
+#[derive(Clone)]
+pub struct Spool(Arc<Shared>);
+
+struct Shared {
+    settings: SpoolSettings,
+    clock: Arc<dyn Clock>,
+    /// None after a failure, until it was opened again.
+    open: RwLock<Result<Open, (String, Instant)>>,
+    /// By partition.
+    queues: Mutex<Vec<Queue>>,
+    aside: Aside,
+    /// Somebody put something in, or took something out.
+    changed: Notify,
+    spooled: AtomicU64,
+    sent_again: AtomicU64,
+    failures: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Open {
+    log: Arc<LocalLog>,
+    topic: Topic,
+}
+
+/// The file `sent`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Sent {
+    log_id: click::LogId,
+    /// By partition the first offset that may have to be sent.
+    next: Vec<Offset>,
+}
+
+impl Spool {
+    /// Opens the spool, made if there is none, for a topic of so many partitions.
+    ///
+    /// # Errors
+    /// If it cannot be written, is damaged, is another process's, or has clicks for another number of partitions.
+    pub async fn open(
+        settings: SpoolSettings,
+        partitions: Partition,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Spool, SpoolError> {
+        durable::create_dir_all(&settings.dir)?;
+        let open = open_log(&settings.dir, partitions, clock.clone()).await?;
+        if open.topic.partitions != partitions {
+            let what =
+                format!("it is for a topic of {} partitions, and the clicks have {partitions}", open.topic.partitions);
+            return Err(SpoolError::Damaged { file: settings.dir, what });
+        }
+        let next = read_sent(&settings.dir, &open.topic)?;
+        let mut queues = Vec::new();
+        for (partition, next) in (0..partitions).zip(next) {
+            queues.push(Queue::read(&open, partition, next).await?);
+        }
+        let aside = Aside::open(&settings.dir.join("aside"))?;
+        let waiting: usize = queues.iter().map(Queue::len).sum();
+        if waiting > 0 {
+            tracing::warn!(waiting, "clicks wait in the spool; they are sent again");
+        }
+        Ok(Spool(Arc::new(Shared {
+            settings,
+            clock,
+            open: RwLock::new(Ok(open)),
+            queues: Mutex::new(queues),
+            aside,
+            changed: Notify::new(),
+            spooled: AtomicU64::new(0),
+            sent_again: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        })))
+    }
+
+    /// Puts a click in. With `Ok` it is durable, and will be in the log or aside. The first send of it, which may still
+    /// arrive, is told by [`Spool::first_send_ended`].
+    ///
+    /// # Errors
+    /// The click may be on this disk or not.
+    pub async fn append(&self, partition: Partition, value: Bytes) -> Result<Place, SpoolError> {
+        let appended = self.append_all(partition, value).await;
+        if let Err(error) = &appended {
+            // Said once, not a thousand times a second: `readyz` and the metrics say the rest.
+            if self.0.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+                tracing::error!(%error, "a click could not be put into the spool");
+            }
+        }
+        appended
+    }
+
+    async fn append_all(&self, partition: Partition, value: Bytes) -> Result<Place, SpoolError> {
+        let bytes = value.len() as u64;
+        let open = self.current().map_err(SpoolError::Unusable)?;
+        let mut entering = Entering::new(self, partition, bytes)?;
+        // Dies the process before this, nobody was answered and the click is nowhere.
+        faults::at(Point::SpoolBefore);
+        let writing = async { open.log.append(&open.topic, partition, None, value).await?.await };
+        let written = tokio::time::timeout(APPEND_WAIT, writing)
+            .await
+            .unwrap_or_else(|_| Err(LogError::Stopped("its disk does not answer".into())));
+        let appended = written.map_err(|error| {
+            self.give_up(&open, &error);
+            SpoolError::Log(error)
+        })?;
+        // Dies it from here on, the click is sent again at the next start.
+        faults::at(Point::SpoolAfter);
+        entering.entered(appended.offset, appended.appended_at);
+        self.0.spooled.fetch_add(1, Ordering::Relaxed);
+        self.0.changed.notify_one();
+        Ok(Place { partition, offset: appended.offset })
+    }
+
+    /// How the first send of a click here ended: acknowledged after all, or to be sent again.
+    pub fn first_send_ended(&self, place: Place, acknowledged: bool) {
+        self.with(place.partition, |queue| match acknowledged {
+            true => queue.done(place.offset),
+            false => queue.ready(place.offset),
+        });
+        self.0.changed.notify_one();
+    }
+
+    /// Whether it can be written and has room; if not, why.
+    pub fn ready(&self) -> Result<(), String> {
+        self.current().map_err(|why| format!("the spool cannot be written: {why}"))?;
+        let (bytes, bytes_max) = (self.counters().bytes, self.0.settings.bytes_max);
+        if bytes >= bytes_max / 100 * NEARLY_FULL {
+            return Err(format!("the spool is nearly full: {bytes} of {bytes_max} bytes wait"));
+        }
+        Ok(())
+    }
+
+    /// What it holds and did.
+    pub fn counters(&self) -> SpoolCounters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Shared { spooled, sent_again, failures, aside, .. } = &*self.0;
+        let mut counters = SpoolCounters {
+            spooled: read(spooled),
+            sent_again: read(sent_again),
+            failures: read(failures),
+            aside: aside.records(),
+            ..SpoolCounters::default()
+        };
+        let mut oldest: Option<Millis> = None;
+        for queue in self.queues().iter() {
+            counters.records += queue.len() as u64;
+            counters.bytes += queue.bytes();
+            oldest = oldest.into_iter().chain(queue.oldest()).min();
+        }
+        counters.oldest_ms = oldest.map_or(0, |oldest| (self.0.clock.now().get() - oldest.get()).max(0));
+        counters
+    }
+
+    fn queues(&self) -> MutexGuard<'_, Vec<Queue>> {
+        // A queue is changed in one step, so a panic elsewhere leaves it whole.
+        self.0.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, partition: Partition, look: impl FnOnce(&mut Queue) -> T) -> Option<T> {
+        let mut queues = self.queues();
+        usize::try_from(partition).ok().and_then(|at| queues.get_mut(at)).map(look)
+    }
+
+    fn current(&self) -> Result<Open, String> {
+        match &*self.0.open.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(open) => Ok(open.clone()),
+            Err((why, _)) => Err(why.clone()),
+        }
+    }
+
+    /// After a failed write or fsync nobody knows what is on disk until it was read again.
+    fn give_up(&self, failed: &Open, error: &LogError) {
+        let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
+        if matches!(&*open, Ok(current) if Arc::ptr_eq(&current.log, &failed.log)) {
+            tracing::error!(%error, "the spool cannot be written");
+            *open = Err((error.to_string(), Instant::now()));
+        }
+    }
+
+    /// Opens a spool that failed, if it is time to. What is found there that nobody knows of was not answered; it is sent
+    /// all the same, as it may be in the log all the same.
+    async fn reopen(&self) {
+        let due = match &*self.0.open.read().unwrap_or_else(PoisonError::into_inner) {
+            Err((_, at)) => at.elapsed() >= REOPEN_EVERY,
+            Ok(_) => false,
+        };
+        if !due {
+            return;
+        }
+        let partitions = self.queues().len() as Partition;
+        let opened = open_log(&self.0.settings.dir, partitions, self.0.clock.clone()).await;
+        let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
+        *open = match opened {
+            Ok(opened) => {
+                tracing::info!("the spool can be written again");
+                Ok(opened)
+            }
+            Err(error) => Err((error.to_string(), Instant::now())),
+        };
+    }
+
+    /// Writes down up to where everything was sent, and removes what lies before it.
+    async fn tidy(&self) -> Result<(), SpoolError> {
+        let Ok(open) = self.current() else { return Ok(()) };
+        // While a click is on its way in, nobody knows its offset.
+        let (next, oldest): (Vec<Option<Offset>>, Option<Millis>) = {
+            let queues = self.queues();
+            (queues.iter().map(Queue::next).collect(), queues.iter().filter_map(Queue::oldest).min())
+        };
+        let Some(next) = next.into_iter().collect::<Option<Vec<Offset>>>() else { return Ok(()) };
+        let sent = Sent { log_id: open.topic.log_id, next };
+        let path = self.0.settings.dir.join(SENT);
+        let json = serde_json::to_vec(&sent).expect("numbers and an id, which JSON can hold");
+        let before = oldest.unwrap_or_else(|| self.0.clock.now());
+        tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await.unwrap_or_else(|_| Ok(()))?;
+        if open.log.retain(TOPIC, before).await? > 0 {
+            faults::at(Point::SpoolRemoved);
+        }
+        Ok(())
+    }
+}
+
+async fn open_log(dir: &Path, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
+    let dir = dir.join("log");
+    let settings = LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: SEGMENT_BYTES_MAX };
+    let opened = tokio::task::spawn_blocking(move || LocalLog::open(&dir, settings, clock)).await;
+    let (log, repairs) = opened.unwrap_or_else(|_| Err(LogError::Stopped("its opening panicked".into())))?;
+    for repair in repairs {
+        tracing::warn!(%repair, "the spool was repaired");
+    }
+    let log = Arc::new(log);
+    let topic = log.topic(TOPIC).await?;
+    Ok(Open { log, topic })
+}
+
+/// By partition the first offset that may have to be sent.
+fn read_sent(dir: &Path, topic: &Topic) -> Result<Vec<Offset>, SpoolError> {
+    let file = dir.join(SENT);
+    let from_the_beginning = vec![0; usize::try_from(topic.partitions).unwrap_or(0)];
+    if !file.exists() {
+        return Ok(from_the_beginning);
+    }
+    let sent: Sent = serde_json::from_slice(&durable::read(&file)?)
+        .map_err(|error| SpoolError::Damaged { file: file.clone(), what: error.to_string() })?;
+    // Of a spool that was taken away, it says nothing about this one.
+    if sent.log_id != topic.log_id {
+        return Ok(from_the_beginning);
+    }
+    if sent.next.len() != from_the_beginning.len() {
+        let what = format!("it is of {} partitions, not {}", sent.next.len(), topic.partitions);
+        return Err(SpoolError::Damaged { file, what });
+    }
+    Ok(sent.next)
+}
+
+/// A click on its way in: its room is taken, and its partition is not tidied, until it is there or will not be.
+struct Entering<'s> {
+    spool: &'s Spool,
+    partition: Partition,
+    bytes: u64,
+    entered: Option<(Offset, Millis)>,
+}
+
+impl<'s> Entering<'s> {
+    fn new(spool: &'s Spool, partition: Partition, bytes: u64) -> Result<Self, SpoolError> {
+        let mut queues = spool.queues();
+        let held: u64 = queues.iter().map(Queue::bytes).sum();
+        if held + bytes > spool.0.settings.bytes_max {
+            return Err(SpoolError::Full(held));
+        }
+        if let Some(queue) = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at)) {
+            queue.enter(bytes);
+        }
+        drop(queues);
+        Ok(Entering { spool, partition, bytes, entered: None })
+    }
+
+    fn entered(&mut self, offset: Offset, at: Millis) {
+        self.entered = Some((offset, at));
+    }
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        let (bytes, entered) = (self.bytes, self.entered);
+        self.spool.with(self.partition, |queue| queue.entered(bytes, entered));
+    }
+}
+
+/// The offsets from which partitions are read.
+fn from(partition: Partition, offset: Offset) -> Offsets {
+    Offsets::from_iter([(partition, offset)])
+}

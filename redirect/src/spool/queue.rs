@@ -1,0 +1,172 @@
+//! What waits in one partition of a spool, by offset. The clicks themselves are on disk.
+
+use super::{Open, SpoolError, from};
+use click::{Millis, Offset, Partition};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use tally_log::Log;
+
+/// A first send that says nothing for so long is taken for lost.
+const FIRST_SEND_WAIT: Duration = Duration::from_secs(30);
+/// Records of one read at a start, and how long it may take.
+const READ_MAX: usize = 4_096;
+const READ_WAIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    bytes: u32,
+    at: Millis,
+    /// Since when its first send is under way; none if that is over.
+    first_send: Option<Instant>,
+    /// Sends so far, as far as this process knows.
+    attempts: u32,
+}
+
+/// One partition.
+#[derive(Debug, Default)]
+pub struct Queue {
+    waiting: BTreeMap<Offset, Entry>,
+    bytes: u64,
+    /// Clicks on their way in.
+    entering: u32,
+    /// After the last offset that is known.
+    end: Offset,
+}
+
+/// A click that is to be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    pub offset: Offset,
+    pub at: Millis,
+    /// The number of this send.
+    pub attempt: u32,
+}
+
+impl Queue {
+    /// What a process before this one left.
+    pub(super) async fn read(open: &Open, partition: Partition, next: Offset) -> Result<Queue, SpoolError> {
+        let held = open.log.held(&open.topic, partition).await?;
+        let mut queue = Queue { end: held.end, ..Queue::default() };
+        let mut at = next.max(held.start);
+        if at >= held.end {
+            return Ok(queue);
+        }
+        let mut consumer = open.log.consumer(&open.topic, &from(partition, at)).await?;
+        while at < held.end {
+            for record in consumer.poll(READ_MAX, READ_WAIT).await? {
+                at = record.offset + 1;
+                queue.bytes += record.value.len() as u64;
+                let bytes = record.value.len() as u32;
+                let entry = Entry { bytes, at: record.appended_at, first_send: None, attempts: 1 };
+                queue.waiting.insert(record.offset, entry);
+            }
+        }
+        Ok(queue)
+    }
+
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// When the oldest was put in.
+    pub fn oldest(&self) -> Option<Millis> {
+        self.waiting.values().next().map(|entry| entry.at)
+    }
+
+    pub fn enter(&mut self, bytes: u64) {
+        self.entering += 1;
+        self.bytes += bytes;
+    }
+
+    /// A click that was on its way in is there, or will not be.
+    pub fn entered(&mut self, bytes: u64, entered: Option<(Offset, Millis)>) {
+        self.entering = self.entering.saturating_sub(1);
+        match entered {
+            Some((offset, at)) => {
+                let first_send = Some(Instant::now());
+                self.waiting.insert(offset, Entry { bytes: bytes as u32, at, first_send, attempts: 1 });
+                self.end = self.end.max(offset + 1);
+            }
+            None => self.bytes = self.bytes.saturating_sub(bytes),
+        }
+    }
+
+    /// It is in the log, or aside.
+    pub fn done(&mut self, offset: Offset) {
+        if let Some(entry) = self.waiting.remove(&offset) {
+            self.bytes = self.bytes.saturating_sub(u64::from(entry.bytes));
+        }
+    }
+
+    /// Its first send failed, or there was none.
+    pub fn ready(&mut self, offset: Offset) {
+        if let Some(entry) = self.waiting.get_mut(&offset) {
+            entry.first_send = None;
+        }
+    }
+
+    /// The oldest that are to be sent, at most so many, in order. One whose first send is under way holds back those after
+    /// it, which would overtake it.
+    pub fn due(&self, most: usize) -> Vec<Due> {
+        let is_due = |entry: &Entry| entry.first_send.is_none_or(|since| since.elapsed() >= FIRST_SEND_WAIT);
+        let due = self.waiting.iter().take_while(|(_, entry)| is_due(entry)).take(most);
+        due.map(|(offset, entry)| Due { offset: *offset, at: entry.at, attempt: entry.attempts.saturating_add(1) })
+            .collect()
+    }
+
+    /// It was sent once more, and not acknowledged.
+    pub fn tried(&mut self, offset: Offset) {
+        if let Some(entry) = self.waiting.get_mut(&offset) {
+            (entry.attempts, entry.first_send) = (entry.attempts.saturating_add(1), None);
+        }
+    }
+
+    /// Everything before this was sent. None while that is not known.
+    pub fn next(&self) -> Option<Offset> {
+        let next = self.waiting.keys().next().copied().unwrap_or(self.end);
+        (self.entering == 0).then_some(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_forgotten_while_something_is_on_its_way_in() {
+        let mut queue = Queue::default();
+        queue.enter(10);
+        queue.enter(20);
+        queue.entered(20, Some((1, Millis::new(7))));
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (None, 1, 30));
+        queue.done(1);
+        assert_eq!(queue.next(), None, "offset 0 may be there");
+        queue.entered(10, Some((0, Millis::new(6))));
+        assert_eq!((queue.next(), queue.oldest()), (Some(0), Some(Millis::new(6))));
+        queue.done(0);
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (Some(2), 0, 0));
+        queue.enter(5);
+        queue.entered(5, None);
+        assert_eq!((queue.next(), queue.bytes()), (Some(2), 0));
+    }
+
+    #[test]
+    fn what_is_due_is_in_order_and_waits_for_first_sends() {
+        let mut queue = Queue::default();
+        for offset in 0..3 {
+            queue.enter(1);
+            queue.entered(1, Some((offset, Millis::new(offset))));
+        }
+        queue.ready(1);
+        assert_eq!(queue.due(9), [], "the first send of 0 is under way");
+        queue.ready(0);
+        let due = |offset, attempt| Due { offset, at: Millis::new(offset), attempt };
+        assert_eq!(queue.due(9), [due(0, 2), due(1, 2)]);
+        queue.tried(0);
+        assert_eq!(queue.due(1), [due(0, 3)]);
+    }
+}

@@ -1,0 +1,157 @@
+//! Sends what waits in the spool, each partition by itself and in its order, until the log acknowledges it.
+
+use super::queue::Due;
+use super::{Open, Place, Spool, SpoolError, from};
+use crate::append::Appender;
+use bytes::Bytes;
+use click::{Event, ImpressionId, Millis, Partition};
+use faults::Point;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tally_log::Log;
+use tokio::task::JoinSet;
+
+/// Clicks of one partition that are on their way at once.
+const BATCH_MAX: usize = 64;
+/// How long the log may take for one of them.
+const SEND_WAIT: Duration = Duration::from_secs(10);
+/// Pauses after a failure, the shortest and the longest.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+/// How long this disk may take to give back what it holds.
+const READ_WAIT: Duration = Duration::from_secs(10);
+/// How often the spool is tidied, and looked at without a cause.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl Spool {
+    /// Sends for ever; whoever drops this stops it.
+    pub(crate) async fn resend(self, appender: Arc<Appender>) {
+        let mut partitions = JoinSet::new();
+        for partition in 0..appender.topic.partitions {
+            let (spool, appender) = (self.clone(), appender.clone());
+            partitions.spawn(async move { spool.resend_partition(partition, &appender).await });
+        }
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            self.reopen().await;
+            if let Err(error) = self.tidy().await {
+                // What is kept too long is sent once more at the next start.
+                tracing::error!(%error, "the spool could not be tidied");
+            }
+        }
+    }
+
+    async fn resend_partition(&self, partition: Partition, appender: &Appender) {
+        let mut pause = PAUSES[0];
+        loop {
+            let due = self.with(partition, |queue| queue.due(BATCH_MAX)).unwrap_or_default();
+            if due.is_empty() {
+                // Another partition may have been told: a look now and then finds what that missed.
+                let _ = tokio::time::timeout(LOOK_EVERY / 10, self.0.changed.notified()).await;
+                continue;
+            }
+            match self.send(partition, &due, appender).await {
+                Ok(()) => pause = PAUSES[0],
+                Err(error) => {
+                    tracing::warn!(partition, %error, again_in_ms = pause.as_millis(), "spooled clicks were not sent");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES[1]);
+                }
+            }
+        }
+    }
+
+    /// Sends clicks, or keeps them aside if they are too old.
+    async fn send(&self, partition: Partition, due: &[Due], appender: &Appender) -> Result<(), SpoolError> {
+        let open = self.current().map_err(SpoolError::Unusable)?;
+        let age_max = i64::try_from(self.0.settings.age_max.as_millis()).unwrap_or(i64::MAX);
+        let too_old = self.0.clock.now().plus(age_max.saturating_neg());
+        let records = read(&open, partition, due).await?;
+        let (old, young): (Vec<_>, Vec<_>) = records.into_iter().partition(|(due, _)| due.at < too_old);
+        self.keep_aside(partition, old).await?;
+
+        let mut sent = Vec::new();
+        for (due, value) in young {
+            let (key, value) = raised(&value, due.attempt);
+            sent.push((due, appender.send_again(partition, key.as_ref(), value).await));
+        }
+        for (due, acknowledgement) in sent {
+            let answer = match acknowledgement {
+                Ok(acknowledgement) => tokio::time::timeout(SEND_WAIT, acknowledgement).await,
+                Err(error) => Ok(Err(error)),
+            };
+            match answer {
+                Ok(Ok(_)) => {
+                    // Dies the process here, it is sent once more.
+                    faults::at(Point::SpoolSent);
+                    self.0.sent_again.fetch_add(1, Ordering::Relaxed);
+                    appender.again(partition);
+                    self.first_send_ended(Place { partition, offset: due.offset }, true);
+                }
+                Ok(Err(error)) => {
+                    self.with(partition, |queue| queue.tried(due.offset));
+                    return Err(error.into());
+                }
+                Err(_) => {
+                    self.with(partition, |queue| queue.tried(due.offset));
+                    return Err(SpoolError::TimedOut(SEND_WAIT));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep_aside(&self, partition: Partition, old: Vec<(Due, Bytes)>) -> Result<(), SpoolError> {
+        if old.is_empty() {
+            return Ok(());
+        }
+        let clicks: Vec<(Partition, Millis, Bytes)> =
+            old.iter().map(|(due, value)| (partition, due.at, value.clone())).collect();
+        let reason = format!("it waited for longer than {:?}", self.0.settings.age_max);
+        let shared = self.0.clone();
+        // Dies the process after this and before the next lines, they are kept aside once more.
+        let kept = tokio::task::spawn_blocking(move || shared.aside.keep(&clicks, &reason)).await;
+        let kept =
+            kept.map_err(|panicked| panicked.to_string()).and_then(|kept| kept.map_err(|error| error.to_string()));
+        kept.map_err(SpoolError::Unusable)?;
+        for (due, _) in old {
+            self.first_send_ended(Place { partition, offset: due.offset }, true);
+        }
+        Ok(())
+    }
+}
+
+/// The clicks that are due, from disk. Between them may be others, which were sent.
+async fn read(open: &Open, partition: Partition, due: &[Due]) -> Result<Vec<(Due, Bytes)>, SpoolError> {
+    let (Some(first), Some(last)) = (due.first(), due.last()) else { return Ok(Vec::new()) };
+    let mut consumer = open.log.consumer(&open.topic, &from(partition, first.offset)).await?;
+    let mut found = Vec::with_capacity(due.len());
+    let mut due = due.iter().peekable();
+    while due.peek().is_some() {
+        let records = consumer.poll(BATCH_MAX, READ_WAIT).await?;
+        if records.is_empty() {
+            return Err(SpoolError::TimedOut(READ_WAIT));
+        }
+        for record in records.iter().take_while(|record| record.offset <= last.offset) {
+            if let Some(due) = due.next_if(|due| due.offset == record.offset) {
+                found.push((*due, record.value.clone()));
+            }
+        }
+        if records.last().is_some_and(|record| record.offset >= last.offset) {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The click with the number of this send, and its key. What is no click, which nobody puts here, is sent as it is.
+fn raised(value: &Bytes, attempt: u32) -> (Option<ImpressionId>, Bytes) {
+    match serde_json::from_slice(value) {
+        Ok(Event::Click(mut click)) => {
+            click.attempt = attempt;
+            let key = click.impression_id.clone();
+            (Some(key), serde_json::to_vec(&Event::Click(click)).map_or_else(|_| value.clone(), Bytes::from))
+        }
+        _ => (None, value.clone()),
+    }
+}

@@ -1,0 +1,145 @@
+//! What the redirect alone can know: signatures, blocked networks and headers, countries, an ad that is over.
+
+use crate::app::{NOON, TestApp, TestLog, no_rules};
+use click::{InvalidReason, Millis};
+use redirect::block::Blocks;
+use redirect::reload::Reloaded;
+use redirect::signature::{Keys, Signed, sign};
+use redirect::{Settings, With};
+use std::time::Duration;
+
+const KEYS: [&str; 2] = ["an old key, of at least 32 bytes ..", "a new key, of at least 32 bytes ..."];
+
+fn keys() -> Keys {
+    Keys::new([("old", KEYS[0].as_bytes()), ("new", KEYS[1].as_bytes())], Duration::from_secs(3_600)).unwrap()
+}
+
+fn signed(impression: &str, ad: &str, campaign: &str, key_id: &str, key: &str, in_seconds: i64) -> String {
+    let noon: Millis = NOON.parse().unwrap();
+    let expires = noon.get() / 1_000 + in_seconds;
+    let of = Signed { impression_id: impression, ad_id: ad, campaign_id: campaign, publisher_id: "", expires };
+    let signature = sign(key.as_bytes(), &of).unwrap();
+    format!("/api/v1/click/{impression}?ad_id={ad}&campaign_id={campaign}&exp={expires}&kid={key_id}&sig={signature}")
+}
+
+fn proxied() -> Settings {
+    Settings { trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()], ..Settings::default() }
+}
+
+#[tokio::test]
+async fn a_click_is_billed_by_its_signature_and_redirected_all_the_same() {
+    let app = TestApp::with_all(TestLog::new(), Settings::default(), With { keys: keys(), ..no_rules() }).await;
+    let good = signed("i", "ad_9", "cmp_7", "old", KEYS[0], 60);
+    for (target, expected) in [
+        (good.clone(), None),
+        (signed("i", "ad_9", "cmp_7", "new", KEYS[1], 3_600), None),
+        (format!("{good}&gclid=1&x=%zz"), None),
+        (format!("{}&x", good.replace("i?", "j?")), Some(InvalidReason::BadSignature)),
+        (good.replace("kid=old", "kid=new"), Some(InvalidReason::BadSignature)),
+        (good.replace("kid=old", "kid=none"), Some(InvalidReason::BadSignature)),
+        (good.replace("&kid=old", ""), Some(InvalidReason::BadSignature)),
+        (good.replace("sig=", "sig=0"), Some(InvalidReason::BadSignature)),
+        (good.replace("exp=", "exp=0"), Some(InvalidReason::BadSignature)),
+        (format!("{good}&publisher_id=pub_4"), Some(InvalidReason::BadSignature)),
+        (format!("{good}&sig=1"), Some(InvalidReason::BadSignature)),
+        (format!("{}&sig=%zz", good.split("&sig").next().unwrap()), Some(InvalidReason::BadSignature)),
+        ("/api/v1/click/i?ad_id=ad_9&campaign_id=cmp_7".into(), Some(InvalidReason::Unsigned)),
+        (signed("i", "ad_9", "cmp_7", "new", KEYS[1], -1), Some(InvalidReason::Expired)),
+        (signed("i", "ad_9", "cmp_7", "new", KEYS[1], 3_602), Some(InvalidReason::BadSignature)),
+        (signed("i", "ad_9", "cmp_8", "new", KEYS[1], 60), Some(InvalidReason::Mismatch)),
+        (signed("i", "ad_paused", "cmp_7", "new", KEYS[1], 60), Some(InvalidReason::Inactive)),
+    ] {
+        let answer = app.get(&target).await;
+        assert_eq!(answer.status, 302, "{target}");
+        assert!(answer.header("location").unwrap().starts_with("https://shop.example/"), "{target}");
+        assert_eq!(app.log.clicks().last().unwrap().invalid_reason, expected, "{target}");
+    }
+    let counted: Vec<_> = app.service.invalid().filter(|(_, count)| *count > 0).collect();
+    let reason = |reason, count| (reason, count);
+    assert_eq!(
+        counted,
+        [
+            reason(InvalidReason::Unsigned, 1),
+            reason(InvalidReason::BadSignature, 10),
+            reason(InvalidReason::Expired, 1),
+            reason(InvalidReason::Inactive, 1),
+            reason(InvalidReason::Mismatch, 1)
+        ]
+    );
+    let ready = app.get("/readyz").await.body;
+    assert!(ready.contains(r#""signatures":"needed; keys: new, old""#), "{ready}");
+}
+
+#[tokio::test]
+async fn a_blocked_client_notices_nothing_and_is_not_billed() {
+    let rules = "net 203.0.113.0/24\nheader X-Scanner\n";
+    let blocks = Reloaded::fixed("block rules", Blocks::parse("rules", rules).unwrap());
+    let app = TestApp::with_all(TestLog::new(), proxied(), With { blocks, ..no_rules() }).await;
+    for (lines, expected) in [
+        ("X-Forwarded-For: 203.0.113.9\r\n", Some(InvalidReason::Blocked)),
+        ("X-Forwarded-For: 203.0.113.9, 198.51.100.1\r\n", None),
+        ("X-Scanner: 1\r\n", Some(InvalidReason::Blocked)),
+        ("X-Scanner: 1\r\nPurpose: prefetch\r\n", Some(InvalidReason::Prefetch)),
+        ("", None),
+    ] {
+        let answer = app.send("GET", "/api/v1/click/i?ad_id=ad_9", lines).await;
+        assert_eq!(answer.status, if lines.contains("prefetch") { 503 } else { 302 }, "{lines}");
+        assert_eq!(app.log.clicks().last().unwrap().invalid_reason, expected, "{lines}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_in_neither_the_log_nor_an_answer() {
+    let app = TestApp::with_all(TestLog::new(), proxied(), no_rules()).await;
+    let answer = app.send("GET", "/api/v1/click/i?ad_id=ad_9", "X-Forwarded-For: 203.0.113.77\r\n").await;
+    let (_, record) = app.log.click_texts().pop().unwrap();
+    for text in [record, format!("{answer:?}")] {
+        assert!(!text.contains("203.0.113") && !text.contains("127.0.0.1"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_catalog_that_changes_under_load_drops_no_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ads.csv");
+    let catalog = |page: usize| {
+        format!(
+            "ad_id,campaign_id,publisher_id,advertiser_id,landing_page,state\nad_9,cmp_7,pub_4,adv_1,https://shop.example/{page},active\n"
+        )
+    };
+    let replace = |text: String| {
+        std::fs::write(dir.path().join("new"), text).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+    };
+    replace(catalog(0));
+    let reloaded = Reloaded::open(&path, "catalog", |path| redirect::Catalog::load(path)).unwrap();
+    let app = TestApp::with_catalog(TestLog::new(), reloaded.clone()).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let asking = async {
+        let mut pages = std::collections::BTreeSet::new();
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            let answer = app.get("/api/v1/click/i?ad_id=ad_9").await;
+            assert_eq!(answer.status, 302);
+            let page = answer.header("location").unwrap().strip_prefix("https://shop.example/").unwrap().to_owned();
+            pages.insert(page.parse::<usize>().unwrap());
+        }
+        pages
+    };
+    let replacing = async {
+        for version in 1..=20 {
+            // Every other one is wrong.
+            replace(if version % 2 == 0 { catalog(version) } else { "ad_id\n".into() });
+            let reloaded = reloaded.clone();
+            tokio::task::spawn_blocking(move || reloaded.look()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (pages, ()) = tokio::join!(asking, replacing);
+    assert!(pages.len() > 1 && pages.iter().all(|page| page % 2 == 0), "{pages:?}");
+    assert_eq!(reloaded.refusals(), 10);
+    assert_eq!(app.get("/readyz").await.status, 200);
+    replace("ad_id\n".into());
+    tokio::task::spawn_blocking(move || reloaded.look()).await.unwrap();
+    assert!(app.get("/readyz").await.body.contains(r#""refusedFiles":["catalog"]"#));
+}
