@@ -131,11 +131,15 @@ impl Browsers {
                     let Some(id) = id else { return Err(format!("the answer to {path} does not name its click")) };
                     let mut judge = lock(&judge);
                     match eligible {
+                        true if matches!(request.through, Through::Slow(_)) => {
+                            judge.came(&request.impression, &minutes, &dimensions);
+                            judge.spooled(&request.impression, id, &dimensions, request.person == Some(CHANGED));
+                        }
                         true => {
                             judge.came(&request.impression, &minutes, &dimensions);
                             judge.answered_at(&request.impression, id, ahead, &dimensions);
                             if request.person == Some(CHANGED) {
-                                judge.doubt(&request.impression, matches!(request.through, Through::Slow(_)));
+                                judge.doubt(&request.impression);
                             }
                         }
                         false => judge.ineligible += 1,

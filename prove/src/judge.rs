@@ -24,8 +24,10 @@ pub struct Judge {
     impressions: HashMap<String, Impression>,
     /// Clicks that must not be billed whatever happens, for the message.
     pub ineligible: u64,
-    /// Answered clicks that a change of the rules would make ineligible, and whether their way to the log was slow.
-    doubtful: Vec<(String, Cell, bool)>,
+    /// Answered clicks that a change of the rules would make ineligible.
+    doubtful: Vec<(String, Cell)>,
+    /// Answered clicks whose way to the log is not over, and whether a change of the rules would make them ineligible.
+    spooled: Vec<(String, Cell, bool)>,
 }
 
 impl Judge {
@@ -37,11 +39,12 @@ impl Judge {
     }
 
     /// The rules change: they no longer bill the clicks that [`Judge::doubt`] named. What was final before `through` stays as
-    /// it was. `any` says that append times and click times are so far apart that this tells nothing; nor does it of a
-    /// click whose way was slow. Which rules such a click met is not known from outside.
+    /// it was. `any` says that append times and click times are so far apart that this tells nothing: which rules such a click
+    /// met is not known from outside.
     pub fn change(&mut self, through: Minute, any: bool) {
-        for (impression, cell, slow) in std::mem::take(&mut self.doubtful) {
-            let Some(known) = self.impressions.get_mut(&impression).filter(|_| any || slow || cell.0 >= through) else {
+        self.spooled.retain(|(_, _, changes)| !changes);
+        for (impression, cell) in std::mem::take(&mut self.doubtful) {
+            let Some(known) = self.impressions.get_mut(&impression).filter(|_| any || cell.0 >= through) else {
                 continue;
             };
             if let Some(at) = known.answered.iter().position(|answered| *answered == cell) {
@@ -50,11 +53,25 @@ impl Judge {
         }
     }
 
+    /// A click that was answered, and may wait in a spool: it counts when it has arrived.
+    pub fn spooled(&mut self, impression: &str, click: ClickId, dimensions: &[String; 5], changes: bool) {
+        let cell = cell(click.at().minute(), dimensions);
+        self.impressions.entry(impression.into()).or_default().unanswered.push(cell.clone());
+        self.spooled.push((impression.into(), cell, changes));
+    }
+
+    /// Every spool is empty: what was in one has arrived.
+    pub fn arrived(&mut self) {
+        for (impression, cell, _) in std::mem::take(&mut self.spooled) {
+            self.impressions.entry(impression).or_default().answered.push(cell);
+        }
+    }
+
     /// The last answered click of this impression is one that a change of the rules would make ineligible.
-    pub fn doubt(&mut self, impression: &str, slow: bool) {
+    pub fn doubt(&mut self, impression: &str) {
         let last = self.impressions.get(impression).and_then(|known| known.answered.last());
         if let Some(cell) = last {
-            self.doubtful.push((impression.into(), cell.clone(), slow));
+            self.doubtful.push((impression.into(), cell.clone()));
         }
     }
 
@@ -200,10 +217,11 @@ fn after_a_change_the_judge_doubts_what_was_not_final() {
     let dimensions = ["ad", "cmp", "pub", "DE", "mobile"].map(String::from);
     let [first, second] = [0, 60_000].map(|ms| cell(at(ms).minute(), &dimensions));
     let mut judge = Judge::default();
-    for (impression, ms, slow) in [("final", 1, false), ("slow", 2, true), ("open", 60_001, false)] {
+    for (impression, ms) in [("final", 1), ("open", 60_001)] {
         judge.answered_at(impression, ClickId::new(at(ms)), 0, &dimensions);
-        judge.doubt(impression, slow);
+        judge.doubt(impression);
     }
+    judge.spooled("slow", ClickId::new(at(2)), &dimensions, true);
     judge.answered_at("open", ClickId::new(at(60_002)), 0, &dimensions);
     judge.change(second.0, false);
     let check = |first_clicks, second_clicks| {
@@ -213,4 +231,17 @@ fn after_a_change_the_judge_doubts_what_was_not_final() {
     assert!(!check(0, 1), "the final one counts");
     assert!(!check(1, 0), "another click of the open impression counts");
     assert!(!check(1, 2), "it counts once");
+}
+
+#[test]
+fn a_click_in_a_spool_may_count_and_one_that_arrived_must() {
+    let at = click::Millis::new(1_776_686_400_000);
+    let dimensions = ["ad", "cmp", "pub", "DE", "mobile"].map(String::from);
+    let only = cell(at.minute(), &dimensions);
+    let mut judge = Judge::default();
+    judge.spooled("a", ClickId::new(at), &dimensions, false);
+    let check = |judge: &Judge, clicks: i64| judge.check(&[(only.clone(), clicks)].into_iter().collect()).is_ok();
+    assert!(check(&judge, 0) && check(&judge, 1) && !check(&judge, 2));
+    judge.arrived();
+    assert!(!check(&judge, 0) && check(&judge, 1) && !check(&judge, 2));
 }

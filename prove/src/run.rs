@@ -28,6 +28,9 @@ const REQUESTS: usize = 2_400;
 /// Requests of a step that are under way at once.
 const AT_ONCE: usize = 32;
 
+/// How often the spool may need virtual time to go on before it is empty.
+const DRAINS_MAX: usize = 20;
+
 /// Which fates a run draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -290,12 +293,29 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Everything that is held or spooled arrives.
+    async fn drain(&mut self, site: &mut Site) -> Result<()> {
+        for _ in 0..DRAINS_MAX {
+            // What was handed over is held for so long at most.
+            self.pass(2 * LATENESS_MS);
+            for word in [Word::Clock(self.now), Word::Beat] {
+                ensure!(site.tell(word).await? == Outcome::Done, "`{word}` failed, and nothing keeps it from it");
+            }
+            if site.tell(Word::Drain).await? == Outcome::Done {
+                self.browsers.judge().arrived();
+                return Ok(());
+            }
+        }
+        bail!("the spool does not come to its end")
+    }
+
     /// Everything arrives, the last minute becomes final, and a start from what is on disk says the same.
     async fn finish(&mut self) -> Result<()> {
         // Nothing that was held is held any more: every life of it is over.
         let mut site = self.start(Fault::None, false).await?.context("the last life")?;
         self.now = self.latest;
-        for pause in [0, 2 * LATENESS_MS, LATENESS_MS + SLACK_MS + 60_000, LATENESS_MS + SLACK_MS + 60_000, 60_000] {
+        self.drain(&mut site).await?;
+        for pause in [0, LATENESS_MS + SLACK_MS + 60_000, LATENESS_MS + SLACK_MS + 60_000, 60_000] {
             self.pass(pause);
             for word in [Word::Clock(self.now), Word::Beat, Word::Settle] {
                 if let Outcome::Failed(why) = site.tell(word).await? {

@@ -3,7 +3,8 @@
 //! It is started with `--data`, `--pipelines` and `--clock`, and answers `ready` with the addresses of its three redirects
 //! and of its reports. Then it takes one word a line and answers `ok`, or `error` with the reason: `clock MS` sets the time,
 //! `beat` sends heartbeats where they are due, `settle` brings everything that is in the log to rest in the reports,
-//! `checkpoint` makes a checkpoint, `retain` removes what is past the retention.
+//! `checkpoint` makes a checkpoint, `retain` removes what is past the retention, `drain` waits a little until the spool is
+//! empty.
 
 use crate::browsers::Redirects;
 use crate::disk::Disk;
@@ -47,6 +48,7 @@ pub enum Word {
     Settle,
     Checkpoint,
     Retain,
+    Drain,
 }
 
 impl fmt::Display for Word {
@@ -57,6 +59,7 @@ impl fmt::Display for Word {
             Word::Settle => f.write_str("settle"),
             Word::Checkpoint => f.write_str("checkpoint"),
             Word::Retain => f.write_str("retain"),
+            Word::Drain => f.write_str("drain"),
         }
     }
 }
@@ -70,6 +73,7 @@ impl std::str::FromStr for Word {
             "settle" => Ok(Word::Settle),
             "checkpoint" => Ok(Word::Checkpoint),
             "retain" => Ok(Word::Retain),
+            "drain" => Ok(Word::Drain),
             _ => {
                 let at = line.strip_prefix("clock ").and_then(|ms| ms.parse().ok());
                 at.map(|at| Word::Clock(Millis::new(at))).ok_or_else(|| format!("{line:?} is no word"))

@@ -2,6 +2,7 @@
 //! The redirect over real HTTP.
 
 mod app;
+mod edges;
 mod judged;
 mod seen;
 mod spool;

@@ -7,6 +7,7 @@
 
 pub mod clickhouse;
 pub mod kafka;
+pub mod nginx;
 pub mod redis;
 
 use std::ffi::OsStr;

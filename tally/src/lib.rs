@@ -7,6 +7,7 @@
 //! * [`up`]: runs the parts until they are told to stop
 //! * [`status`]: the status line; [`verdicts`], what became of the last clicks; [`sample`], the sample ads' pages
 //! * [`demo`]: sends a believable stream of clicks
+//! * [`sign_url`]: signs a click's URL; [`spool`]: clicks that a redirect keeps aside
 //! * [`bench`]: measures parts on the machine it runs on
 //! * [`prove`]: runs the machine through every fault, against the oracle of the crate of that name
 
@@ -19,6 +20,8 @@ pub mod demo;
 pub mod machine;
 pub mod prove;
 pub mod sample;
+pub mod sign_url;
+pub mod spool;
 pub mod status;
 pub mod supervise;
 pub mod up;

@@ -93,10 +93,7 @@ impl Machine {
         let data = &config.data;
         tally_log::durable::create_dir_all(data)?;
         let judges = Judges::open(config)?;
-        let settings =
-            LogSettings { partitions_on_demand: Some(config.partitions), segment_bytes_max: config.log_segment_bytes };
-        let (log, repairs) = LocalLog::open(&data.join("log"), settings, clock.clone())?;
-        let log = Arc::new(log);
+        let (log, repairs) = open_log(config, clock.clone())?;
         let topics = Topics::default();
         let clicks = log.topic(&topics.clicks).await?;
         let raw_clicks = log.topic(&topics.raw_clicks).await?;
@@ -191,6 +188,17 @@ impl Machine {
         }
         Ok(held.saturating_sub(taken))
     }
+}
+
+/// The log in the data folder, and what was mended in it.
+///
+/// # Errors
+/// If it is damaged, or another process uses it.
+pub fn open_log(config: &Config, clock: Arc<dyn Clock>) -> Result<(Arc<LocalLog>, Vec<Repair>)> {
+    let settings =
+        LogSettings { partitions_on_demand: Some(config.partitions), segment_bytes_max: config.log_segment_bytes };
+    let (log, repairs) = LocalLog::open(&config.data.join("log"), settings, clock)?;
+    Ok((Arc::new(log), repairs))
 }
 
 /// What the redirect judges clicks by.

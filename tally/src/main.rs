@@ -38,6 +38,10 @@ enum Command {
     Deploy(DeployArgs),
     /// Check the pipeline files without running anything
     Check(Check),
+    /// Print a signed click URL
+    SignUrl(tally::sign_url::SignUrl),
+    /// Show the clicks that a redirect keeps aside, or send those that were not counted
+    Spool(SpoolArgs),
     /// Show by seeded runs, with every fault, that each click that was answered is counted exactly once
     Prove(tally::prove::Prove),
     /// The process that `tally prove` lets die
@@ -163,6 +167,35 @@ struct DemoArgs {
 }
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct SpoolArgs {
+    /// Folder of the spool [default: data/spool]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<SpoolCommand>,
+}
+
+#[derive(Subcommand)]
+enum SpoolCommand {
+    /// Look each click up, and send those that were not counted: they become corrections
+    Send {
+        /// Folder of the spool [default: the one in the data folder]
+        #[arg(long)]
+        dir: Option<PathBuf>,
+        /// Configuration file of `tally up`, which must not be running [default: its defaults]
+        #[arg(long, env = "TALLY_CONFIG", conflicts_with = "cluster")]
+        config: Option<PathBuf>,
+        /// Data folder of `tally up` [default: data]
+        #[arg(long, env = "TALLY_DATA", conflicts_with = "cluster")]
+        data: Option<PathBuf>,
+        /// Configuration file of a cluster: clicks go to its Kafka, and are looked up in its ClickHouse
+        #[arg(long)]
+        cluster: Option<PathBuf>,
+    },
+}
+
+#[derive(Args)]
 struct Check {
     /// Configuration file: its lateness and slack are filled in
     #[arg(long, env = "TALLY_CONFIG")]
@@ -230,6 +263,11 @@ fn run(cli: Cli) -> Result<()> {
                 say(&format!("{}: every file can be run", folder.display()));
                 Ok(())
             }
+            Command::SignUrl(args) => {
+                say(&args.signed()?);
+                Ok(())
+            }
+            Command::Spool(args) => spool(args).await,
             Command::Prove(prove) => prove.run().await,
             Command::ProveSite(args) => tally::prove::serve(args).await,
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
@@ -237,6 +275,26 @@ fn run(cli: Cli) -> Result<()> {
             Command::Bench { what: Bench::Cluster(bench) } => bench.run().await,
         }
     })
+}
+
+async fn spool(args: SpoolArgs) -> Result<()> {
+    let default = PathBuf::from("data/spool");
+    match args.command {
+        None => tally::spool::list(&tally::spool::folder(args.dir, default)?),
+        Some(SpoolCommand::Send { dir, cluster: Some(file), .. }) => {
+            let config: cluster::config::Config =
+                serving::config::read(Some(&file), cluster::config::PREFIX, std::env::vars())?;
+            config.check()?;
+            let dir = tally::spool::folder(dir, default)?;
+            tally::spool::send(&dir, tally::spool::Site::Cluster(config)).await
+        }
+        Some(SpoolCommand::Send { dir, config, data, cluster: None }) => {
+            let mut config = config.as_deref().map_or(Ok(Config::default()), Config::read)?;
+            config.data = data.unwrap_or(config.data);
+            let dir = tally::spool::folder(dir, config.data.join("spool"))?;
+            tally::spool::send(&dir, tally::spool::Site::Machine(config)).await
+        }
+    }
 }
 
 async fn demo(args: DemoArgs) -> Result<()> {

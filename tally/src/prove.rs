@@ -13,6 +13,7 @@ use prove::generator::CHANGED_AGENT;
 use prove::run::{self, Done, Kind, LATENESS_MS, SLACK_MS};
 use prove::site::{self, Setting, Word};
 use prove::slow_log::SlowLog;
+use redirect::spool::Spool;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,12 @@ use tokio::sync::{mpsc, watch};
 
 /// Segments of a proof are small, so that they are sealed and removed in it.
 const SEGMENT_BYTES_MAX: u64 = 256 << 10;
+/// How long the slow redirect waits for its log, in real time.
+const APPEND_WAIT: Duration = Duration::from_millis(50);
+/// Longer than any run of virtual time, within the dedup horizon: a proof has nobody to send what is kept aside.
+const SPOOL_AGE_MAX: Duration = Duration::from_secs(20 * 3_600);
+/// How long it waits for its spool before it wants virtual time to go on.
+const DRAIN_WAIT: Duration = Duration::from_millis(500);
 /// How long the log is kept in a proof.
 const RETENTION: Duration = Duration::from_secs(3_700);
 
@@ -185,6 +192,7 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
         slack: Duration::from_millis(SLACK_MS as u64),
         log_retention: RETENTION,
         log_segment_bytes: SEGMENT_BYTES_MAX,
+        redirect: crate::config::Redirect { spool_age_max: SPOOL_AGE_MAX, ..Default::default() },
         ..Config::default()
     };
     let mut machine = Machine::open(&config, clock.clone()).await?;
@@ -199,10 +207,13 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
         ..Machine::redirect_settings(&config)?
     };
     let ahead: Arc<dyn Clock> = Arc::new(Ahead(clock.clone()));
+    // What its log does not take in time goes to the spool.
+    let impatient = redirect::Settings { append_wait: APPEND_WAIT, ..settings.clone() };
+    let spool = machine.spool(&config).await?;
     let services = [
         machine.redirect(machine.log.clone(), clock.clone(), settings.clone(), None),
         machine.redirect(machine.log.clone(), ahead, settings.clone(), None),
-        machine.redirect(slow.clone(), clock.clone(), settings, None),
+        machine.redirect(slow.clone(), clock.clone(), impatient, Some(spool.clone())),
     ];
     let beats = services[0].clone();
     let mut addresses = Vec::new();
@@ -234,6 +245,7 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             }
             Word::Settle => settle(&mut machine).await,
             Word::Checkpoint => machine.runner.checkpoint().await.map_err(anyhow::Error::from),
+            Word::Drain => drain(&spool).await,
             Word::Retain => {
                 let removed = machine::retain(&machine.log, &config, clock.now(), &machine.warehouse).await;
                 removed.map(|_| ())
@@ -243,6 +255,19 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             Ok(()) => "ok".into(),
             Err(error) => format!("error {error:#}").replace('\n', " "),
         };
+    }
+}
+
+/// Waits until every click of the spool is in the log.
+async fn drain(spool: &Spool) -> Result<()> {
+    let until = Instant::now() + DRAIN_WAIT;
+    loop {
+        let waiting = spool.counters().records;
+        if waiting == 0 {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < until, "{waiting} clicks wait in the spool");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -10,6 +10,16 @@ use click::{Dimensions, Millis, Minute, Offsets};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// What final raw rows say of a click.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Its own record is there.
+    Recorded,
+    /// Another click of its impression is billed.
+    Billed,
+    Unknown,
+}
+
 /// Billable rows of one minute, version and dimensions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Billable {
@@ -61,6 +71,9 @@ pub trait Backend: Send + Sync + 'static {
         appended_before: Millis,
         before: &Offsets,
     ) -> Result<Vec<Billable>>;
+
+    /// What final raw rows say of this click.
+    async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known>;
 
     /// The tables as they are now; `last` is the number of the last entry that counts.
     async fn view(&self, last: u64) -> Result<Arc<dyn View>>;

@@ -47,7 +47,7 @@ pub use reports::ClickHouseReports;
 pub use server::ServerSettings;
 pub use settings::ClickHouseSettings;
 
-use crate::backend::{Answer, Backend, Billable, Pending, Provisional, StepRows, View};
+use crate::backend::{Answer, Backend, Billable, Known, Pending, Provisional, StepRows, View};
 use crate::error::Result;
 use crate::report::ReportQuery;
 use crate::rows::{Correction, Count, Quarantined, RawRow};
@@ -163,6 +163,10 @@ impl Backend for ClickHouse {
         before: &Offsets,
     ) -> Result<Vec<Billable>> {
         query::billable(&self.server, minutes, appended_before, before).await
+    }
+
+    async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {
+        query::known(&self.server, click_id, impression_id).await
     }
 
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {

@@ -17,7 +17,7 @@ mod sums;
 mod tables;
 mod tidy;
 
-use crate::backend::{Backend, Billable, Rows, StepRows, View};
+use crate::backend::{Backend, Billable, Known, Rows, StepRows, View};
 use crate::error::{Error, Result};
 use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::{Entry, Kind};
@@ -327,6 +327,15 @@ impl Backend for Delta {
         };
         let counted = query::billable(&self.session, provider, minutes, appended_before, before).await;
         counted.map_err(|error| Error::Table { table: Name::RawClicks.as_str(), what: error.to_string() })
+    }
+
+    async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {
+        let provider = {
+            let table = self.table(Name::RawClicks).lock().await;
+            query::provider(&table).await?
+        };
+        let found = query::known(&self.session, provider, click_id, impression_id).await;
+        found.map_err(|error| Error::Table { table: Name::RawClicks.as_str(), what: error.to_string() })
     }
 
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {

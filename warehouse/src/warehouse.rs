@@ -1,6 +1,6 @@
 //! The warehouse as a whole.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Known};
 use crate::closing::{Closer, ends};
 use crate::delta::Delta;
 use crate::error::{Error, Result};
@@ -202,6 +202,14 @@ impl Warehouse {
         deployments.retain(|entry| entry.kind == Kind::Deployment);
         deployments.sort_by_key(|entry| entry.version);
         Ok(deployments)
+    }
+
+    /// What final rows say of a click: whether it was recorded, or its impression billed.
+    ///
+    /// # Errors
+    /// If the tables cannot be read.
+    pub async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {
+        self.0.backend.known(click_id, impression_id).await
     }
 
     /// Carries out a closing that a crash left behind.

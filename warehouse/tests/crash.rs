@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use warehouse::backend::{Backend, Billable, Provisional, Rows, StepRows, View};
 use warehouse::rows::{Correction, Count, Quarantined, RawRow};
 use warehouse::sequence::Entry;
-use warehouse::{Error, Result, Warehouse};
+use warehouse::{Error, Known, Result, Warehouse};
 use world::*;
 
 on_each_kind! {
@@ -111,6 +111,10 @@ impl Backend for Dying {
             rows.clear();
         }
         Ok(rows)
+    }
+
+    async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {
+        self.tables.known(click_id, impression_id).await
     }
 
     async fn view(&self, last: u64) -> Result<Arc<dyn View>> {

@@ -96,7 +96,7 @@ async fn deploy(config: &Config, log: &dyn Log, digest: &str) -> Result<(Warehou
 }
 
 /// The warehouse as this moment's entries have it.
-pub(super) async fn warehouse(config: &Config) -> Result<Warehouse> {
+pub(crate) async fn warehouse(config: &Config) -> Result<Warehouse> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let settings = Settings { lateness: config.lateness(), ..Settings::default() };
     let backend = Arc::new(ClickHouse::open(&config.clickhouse.server()).await?);

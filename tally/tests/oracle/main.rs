@@ -211,6 +211,7 @@ async fn run(seed: u64) {
     while let Some(sent) = slow.next().await {
         sent.unwrap().unwrap();
     }
+    browsers.judge().arrived();
     println!("seed {seed}: all answers are there");
     for _ in 0..2 {
         clock.set(Millis::new(now));

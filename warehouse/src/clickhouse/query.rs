@@ -4,7 +4,7 @@
 use super::provisional::Publication;
 use super::server::Server;
 use super::time;
-use crate::backend::{Answer, Billable, Pending};
+use crate::backend::{Answer, Billable, Known, Pending};
 use crate::cover::cover;
 use crate::error::Result;
 use crate::report::{Order, ReportQuery, ReportRow, TimeUnit};
@@ -289,6 +289,24 @@ struct BillableRow {
     version: i64,
     texts: Vec<String>,
     clicks: u64,
+}
+
+/// What the raw rows say of a click.
+pub(super) async fn known(server: &Server, click_id: &str, impression_id: &str) -> Result<Known> {
+    let records = [
+        ("click_id = ?", click_id, Known::Recorded),
+        ("impression_id = ? AND verdict IN ('billable', 'late')", impression_id, Known::Billed),
+    ];
+    for (wanted, id, known) in records {
+        let statement = format!(
+            "SELECT count() AS answer FROM raw_clicks \
+             WHERE {wanted} AND closing NOT IN (SELECT number FROM abandoned_closings)"
+        );
+        if server.number(&statement, &[id.to_string()]).await? > 0 {
+            return Ok(known);
+        }
+    }
+    Ok(Known::Unknown)
 }
 
 /// Counts billable raw rows.

@@ -3,7 +3,7 @@
 use super::Table;
 use super::store::DurableStore;
 use super::tables::{Name, micros};
-use crate::backend::Billable;
+use crate::backend::{Billable, Known};
 use crate::error::Result;
 use crate::rows::Count;
 use crate::sequence::{Entry, Kind};
@@ -180,6 +180,26 @@ fn conform(batch: &RecordBatch, schema: &Arc<Schema>) -> arrow::error::Result<Re
         cast(batch.column(index), field.data_type())
     };
     RecordBatch::try_new(schema.clone(), schema.fields().iter().map(column).collect::<arrow::error::Result<_>>()?)
+}
+
+/// What the raw rows say of a click.
+pub(super) async fn known(
+    session: &SessionContext,
+    raw_clicks: Arc<dyn TableProvider>,
+    click_id: &str,
+    impression_id: &str,
+) -> PlanResult<Known> {
+    let is_billed = ident("verdict").eq(lit("billable")).or(ident("verdict").eq(lit("late")));
+    let records = [
+        (ident("click_id").eq(lit(click_id)), Known::Recorded),
+        (ident("impression_id").eq(lit(impression_id)).and(is_billed), Known::Billed),
+    ];
+    for (wanted, known) in records {
+        if session.read_table(raw_clicks.clone())?.filter(wanted)?.limit(0, Some(1))?.count().await? > 0 {
+            return Ok(known);
+        }
+    }
+    Ok(Known::Unknown)
 }
 
 /// Counts billable raw rows.

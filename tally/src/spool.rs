@@ -1,0 +1,111 @@
+//! `tally spool`: the clicks that a redirect keeps aside, and what is still to be done with them.
+
+use crate::cluster;
+use crate::config::Config;
+use crate::machine::open_log;
+use crate::status::say;
+use anyhow::{Context, Result, ensure};
+use click::{Clock, Event, SystemClock};
+use redirect::spool::aside::{self, Kept};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tally_log::{Log, partitioner::partition_of};
+use warehouse::{Known, Topics, Warehouse};
+
+/// How long the log may take for a click.
+const SEND_WAIT: Duration = Duration::from_secs(30);
+
+/// Shows the clicks that are kept aside in a spool's folder. A redirect may be running.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn list(dir: &Path) -> Result<()> {
+    let now = SystemClock.now();
+    let kept = aside::list(dir).with_context(|| dir.display().to_string())?;
+    let clicks: usize = kept.iter().map(|(_, kept)| kept.len()).sum();
+    if clicks == 0 {
+        say(&format!("{}: no click is kept aside", dir.display()));
+        return Ok(());
+    }
+    say(
+        "click                                 impression            clicked                   age        partition  why",
+    );
+    for kept in kept.iter().flat_map(|(_, kept)| kept) {
+        let Kept { partition, reason, event, .. } = kept;
+        let age =
+            humantime::format_duration(Duration::from_secs((now.get() - event.timestamp.get()).max(0) as u64 / 1_000));
+        say(&format!(
+            "{}  {:<20}  {}  {age:<9}  {partition:<9}  {reason}",
+            event.click_id,
+            event.impression_id.as_str(),
+            event.timestamp
+        ));
+    }
+    say(&format!("{clicks} clicks; `tally spool send` adds those that were not counted"));
+    Ok(())
+}
+
+/// Where clicks are looked up and sent to.
+pub enum Site {
+    /// The data folder of `tally up`, which must not be running.
+    Machine(Config),
+    Cluster(cluster::config::Config),
+}
+
+/// Sends the clicks that are kept aside and were not counted. Each is looked up first: one whose record is there, or whose
+/// impression is billed, is not sent. The others are late, so that they become corrections of their minutes.
+///
+/// Dies it between a send and the end of its file, the file is gone through again: what was sent is found by its click id
+/// once it is final, and until then its claim is younger than the horizon.
+///
+/// # Errors
+/// If something cannot be read or sent. What was not sent stays aside.
+pub async fn send(dir: &Path, site: Site) -> Result<()> {
+    let (log, warehouse): (Arc<dyn Log>, Warehouse) = match &site {
+        Site::Machine(config) => {
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+            let settings = warehouse::Settings { lateness: config.lateness(), ..warehouse::Settings::default() };
+            let warehouse = Warehouse::open(&config.data.join("warehouse"), settings, clock.clone()).await?;
+            (open_log(config, clock)?.0, warehouse)
+        }
+        Site::Cluster(config) => (cluster::kafka(config)?, cluster::run::warehouse(config).await?),
+    };
+    let topic = log.topic(&Topics::default().clicks).await?;
+    let mut totals = [0_u64; 3];
+    for (file, kept) in aside::list(dir)? {
+        for Kept { event, .. } in kept {
+            let click = event.click_id;
+            let known = warehouse.known(&click.to_string(), event.impression_id.as_str()).await?;
+            let (told, at) = match known {
+                Known::Recorded => ("is in the warehouse already", 0),
+                Known::Billed => ("is not sent: its impression is billed", 1),
+                Known::Unknown => ("is sent", 2),
+            };
+            if known == Known::Unknown {
+                let key = event.impression_id.clone();
+                let partition = partition_of(key.as_str().as_bytes(), topic.partitions);
+                let again = Event::Click(click::Click { attempt: event.attempt.saturating_add(1), ..event });
+                let value = serde_json::to_vec(&again)?.into();
+                let acknowledged = log.append(&topic, partition, Some(key.as_str().as_bytes()), value).await?;
+                tokio::time::timeout(SEND_WAIT, acknowledged).await.context("the log does not answer")??;
+            }
+            say(&format!("{click} {told}"));
+            totals[at] += 1;
+        }
+        aside::settle(&file)?;
+    }
+    let [recorded, billed, sent] = totals;
+    say(&format!("{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions"));
+    Ok(())
+}
+
+/// The folder of a spool.
+///
+/// # Errors
+/// If it is none.
+pub fn folder(given: Option<PathBuf>, default: PathBuf) -> Result<PathBuf> {
+    let dir = given.unwrap_or(default);
+    ensure!(dir.join("aside").is_dir(), "{} is not the folder of a spool: it has no folder `aside`", dir.display());
+    Ok(dir)
+}
