@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let log = (0..count).map(|offset| {
         // A click every 10 ms, as long as a day lasts.
         let appended_at = Millis::new(1_776_643_200_000 + offset * 10 % 86_400_000);
-        let claim_key = Some(format!("imp_{offset:016x}").parse()?);
+        let claim_key = Some(format!("imp_{offset:016x}"));
         Ok::<_, Box<dyn Error + Send + Sync>>(LogRecord { claim_key, partition: 0, offset, appended_at })
     });
     let none = stream::empty::<Result<Billed, Box<dyn Error + Send + Sync>>>();

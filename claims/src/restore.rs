@@ -3,7 +3,7 @@
 
 use crate::claim_click::{Asked, BATCH_MAX, STORE, bucket, claim, claim_script};
 use crate::{Claims, ClaimsError, Deployment};
-use click::{ImpressionId, Millis, Offset, Offsets, Partition, Position};
+use click::{Millis, Offset, Offsets, Partition, Position};
 use futures::{Stream, StreamExt, TryStreamExt};
 use redis::Script;
 use std::fmt;
@@ -12,7 +12,8 @@ use std::pin::pin;
 /// A final raw row whose verdict is billable or late: it holds the claim of its impression.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Billed {
-    pub impression_id: ImpressionId,
+    /// As `claim_click` was given it.
+    pub impression_id: String,
     pub position: Position,
     pub appended_at: Millis,
     /// The pipeline version that judged it.
@@ -23,7 +24,7 @@ pub struct Billed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogRecord {
     /// The impression that it claims; none for a record that is not billed whatever was claimed (a heartbeat, a bot).
-    pub claim_key: Option<ImpressionId>,
+    pub claim_key: Option<String>,
     pub partition: Partition,
     pub offset: Offset,
     pub appended_at: Millis,
@@ -165,7 +166,7 @@ impl Claims {
                         row.position, newest.version
                     )));
                 }
-                let impression = row.impression_id.as_str();
+                let impression = &*row.impression_id;
                 call.arg(impression).arg(bucket(impression)).arg(log_id.to_string()).arg(partition).arg(offset);
                 call.arg(row.appended_at.get()).arg(row.version);
             }
@@ -198,7 +199,7 @@ impl Claims {
                     )));
                 }
                 rebuilt.next.set(record.partition, record.offset + 1);
-                let key = record.claim_key.map(|key| key.as_str().to_string());
+                let key = record.claim_key;
                 let (partition, offset, appended_ms) = (record.partition, record.offset, record.appended_at.get());
                 batch.push(Asked { key, partition, offset, before: None, appended_ms });
             }

@@ -22,7 +22,7 @@ fn deployment(version: i64, log: u8, start: i64) -> Deployment {
 
 fn billed(impression: &str, partition: i32, offset: i64, version: i64) -> Billed {
     Billed {
-        impression_id: impression.parse().unwrap(),
+        impression_id: impression.to_string(),
         position: Position { log_id: log_id(7), partition, offset },
         appended_at: Millis::new(T0_MS + offset),
         version,
@@ -30,12 +30,7 @@ fn billed(impression: &str, partition: i32, offset: i64, version: i64) -> Billed
 }
 
 fn of_log(impression: Option<&str>, partition: i32, offset: i64) -> LogRecord {
-    LogRecord {
-        claim_key: impression.map(|impression| impression.parse().unwrap()),
-        partition,
-        offset,
-        appended_at: Millis::new(T0_MS + offset),
-    }
+    LogRecord { claim_key: impression.map(String::from), partition, offset, appended_at: Millis::new(T0_MS + offset) }
 }
 
 async fn rebuild(

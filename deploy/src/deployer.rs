@@ -60,8 +60,8 @@ impl Deployer<'_> {
         traps::functions(self.functions)?;
         let stems: Result<Vec<&str>, DeployError> = self.files.iter().map(|(file, _)| stem_of(file)).collect();
         let stems = stems?;
-        let functions = self.functions.iter().map(|function| (function.name, function.source));
-        let digest = self.files.digest(self.settings.lateness, self.settings.horizon_ms, functions)?;
+        let Settings { lateness, horizon_ms, .. } = *self.settings;
+        let digest = crate::digest(self.files, self.functions, lateness, horizon_ms)?;
         self.arroyo.ping().await?;
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let current = self.cluster.current().await.map_err(doing("reading the recorded version"))?;

@@ -45,6 +45,16 @@ pub fn sources() -> Vec<Source> {
     udfs::sources().iter().map(Source::from).collect()
 }
 
+/// What identifies a deployment: SQL, functions, and the settings that counts depend on.
+pub fn digest(
+    files: &PipelineFiles,
+    functions: &[Source],
+    lateness: Lateness,
+    horizon_ms: i64,
+) -> Result<String, SqlError> {
+    files.digest(lateness, horizon_ms, functions.iter().map(|function| (function.name, function.source)))
+}
+
 /// Refuses files and functions that Arroyo would take and then get wrong. Nothing is asked of an Arroyo.
 pub fn check(files: &PipelineFiles, functions: &[Source], lateness: Lateness) -> Result<(), SqlError> {
     let functions = traps::functions(functions)?;

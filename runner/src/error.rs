@@ -14,6 +14,9 @@ pub enum RunError {
     Evaluate { step: String, error: datafusion::error::DataFusionError },
     #[error(transparent)]
     Claims(#[from] crate::claims::ClaimsError),
+    /// What records claim cannot be told.
+    #[error("claims of the pipelines: {0}")]
+    Keys(String),
     #[error("checkpoint {}: {what}", .path.display())]
     Checkpoint { path: std::path::PathBuf, what: String },
 }

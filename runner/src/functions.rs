@@ -15,13 +15,28 @@ use std::sync::{Arc, Mutex};
 /// Where `claim_click` asks. Empty while a file is only checked.
 pub type SharedClaims = Arc<Mutex<Option<Claims>>>;
 
+/// Who answers `claim_click`: an answer for each record that a version asks about, in their order.
+pub type Ask = Arc<dyn Fn(i64, &[Asked<'_>]) -> Result<Vec<Option<i64>>> + Send + Sync>;
+
 /// The functions, ready to be registered.
 pub fn all(claims: SharedClaims) -> Vec<ScalarUDF> {
+    asking(Arc::new(move |version, asked| {
+        let mut claims = claims.lock().map_err(|_| exec_datafusion_err!("claims failed before"))?;
+        let claims = claims.as_mut().ok_or_else(|| exec_datafusion_err!("claims are not open"))?;
+        if version != claims.version() {
+            return exec_err!("claim_click of version {version} asks, and claims are open for {}", claims.version());
+        }
+        claims.claim(asked).map_err(|e| exec_datafusion_err!("claims: {e}"))
+    }))
+}
+
+/// The same, where somebody else answers `claim_click`.
+pub fn asking(ask: Ask) -> Vec<ScalarUDF> {
     vec![
         ScalarUDF::from(Tumble::new()),
         ScalarUDF::from(OfUserAgent::new("device_class", |agent| Some(udfs::device_class(agent)))),
         ScalarUDF::from(OfUserAgent::new("bot_reason", udfs::bot_reason)),
-        ScalarUDF::from(ClaimClick::new(claims)),
+        ScalarUDF::from(ClaimClick::new(ask)),
     ]
 }
 
@@ -141,15 +156,15 @@ impl ScalarUDFImpl for OfUserAgent {
 /// `claim_click(claim_key, log_id, partition, offset, appended_ms, version)`.
 struct ClaimClick {
     signature: Signature,
-    claims: SharedClaims,
+    ask: Ask,
 }
 
 impl ClaimClick {
-    fn new(claims: SharedClaims) -> Self {
+    fn new(ask: Ask) -> Self {
         use DataType::{Int32, Int64, Utf8};
         let exact = TypeSignature::Exact(vec![Utf8, Utf8, Int32, Int64, Int64, Int64]);
         // Volatile: it must be asked once a record, in order, never moved or shared by the planner.
-        ClaimClick { signature: Signature::new(exact, Volatility::Volatile), claims }
+        ClaimClick { signature: Signature::new(exact, Volatility::Volatile), ask }
     }
 }
 
@@ -161,7 +176,7 @@ impl std::fmt::Debug for ClaimClick {
 
 impl PartialEq for ClaimClick {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.claims, &other.claims)
+        Arc::ptr_eq(&self.ask, &other.ask)
     }
 }
 
@@ -169,7 +184,7 @@ impl Eq for ClaimClick {}
 
 impl Hash for ClaimClick {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        Arc::as_ptr(&self.claims).hash(state);
+        Arc::as_ptr(&self.ask).cast::<()>().hash(state);
     }
 }
 
@@ -215,12 +230,7 @@ impl ScalarUDFImpl for ClaimClick {
                 appended_at: Millis::new(times.value(row)),
             })
             .collect();
-        let mut claims = self.claims.lock().map_err(|_| exec_datafusion_err!("claims failed before"))?;
-        let claims = claims.as_mut().ok_or_else(|| exec_datafusion_err!("claims are not open"))?;
-        if *version != claims.version() {
-            return exec_err!("claim_click of version {version} asks, and claims are open for {}", claims.version());
-        }
-        let answers = claims.claim(&asked).map_err(|e| exec_datafusion_err!("claims: {e}"))?;
+        let answers = (self.ask)(*version, &asked)?;
         Ok(ColumnarValue::Array(Arc::new(Int64Array::from(answers)) as ArrayRef))
     }
 }

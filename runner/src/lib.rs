@@ -10,7 +10,7 @@
 //! * `plan`: the steps a batch goes through; `refuse`: what a stream cannot do; [`check`]: both, and nothing run
 //! * `source`: records to columns, watermarks
 //! * `node`: a view is a function from batch to batch; `functions`: those that Arroyo has as UDFs
-//! * [`claims`]: who was first
+//! * [`claims`]: who was first; `keys`: what each record claims, without claiming it
 //! * `window`: tumbling windows
 //! * `sink`: rows to records
 //! * `pipeline`, `checkpoint`: one file at work; [`Runner`]: all of them
@@ -21,6 +21,7 @@ mod checkpoint;
 pub mod claims;
 mod error;
 mod functions;
+mod keys;
 mod node;
 mod pipeline;
 mod plan;
@@ -32,5 +33,6 @@ mod window;
 
 pub use claims::{ClaimsSettings, VersionStart};
 pub use error::RunError;
+pub use keys::{ClaimKeys, Claimed};
 pub use pipeline_files::{PipelineFiles, ReadError, SqlError};
 pub use runner::{Runner, RunnerCounters, RunnerSettings, check, digest};

@@ -9,7 +9,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// A tree of operators over the outputs of earlier steps.
@@ -47,6 +47,16 @@ impl Node {
             | Node::Union { schema, .. }
             | Node::Empty { schema } => schema.clone(),
             Node::Filter { input, .. } => input.schema(),
+        }
+    }
+
+    /// Adds the steps that it reads.
+    pub fn reads(&self, steps: &mut BTreeSet<usize>) {
+        match self {
+            Node::Input { step, .. } => drop(steps.insert(*step)),
+            Node::Filter { input, .. } | Node::Project { input, .. } => input.reads(steps),
+            Node::Union { inputs, .. } => inputs.iter().for_each(|input| input.reads(steps)),
+            Node::Empty { .. } => {}
         }
     }
 

@@ -4,6 +4,8 @@ mod claims;
 mod tables;
 mod windows;
 
+pub use claims::CLAIMS;
+
 use crate::node::{Node, compile};
 use crate::source::Source;
 use crate::window::Window;

@@ -36,6 +36,11 @@ enum Command {
     Topics(Cluster),
     /// Deploy the pipelines to Arroyo
     Deploy(DeployArgs),
+    /// The claims of the pipelines on Arroyo, which lie in Redis
+    Claims {
+        #[command(subcommand)]
+        what: ClaimsCommand,
+    },
     /// Check the pipeline files without running anything
     Check(Check),
     /// Print a signed click URL
@@ -83,6 +88,9 @@ struct Up {
     /// Address of the sample catalog's landing pages [default: 127.0.0.1:8082]
     #[arg(long, value_name = "ADDRESS")]
     sample: Option<SocketAddr>,
+    /// Deploy the pipelines also if nothing has changed: what is not final is judged again from the log
+    #[arg(long)]
+    again: bool,
     /// Send 200 clicks a second to itself, as `tally demo` does
     #[arg(long)]
     demo: bool,
@@ -92,6 +100,7 @@ impl Up {
     fn config(&self) -> Result<Config> {
         let mut config = self.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
         let Up { data, pipelines, catalog, lateness, slack, redirect, reporting, sample, .. } = self;
+        config.again = self.again;
         config.data = data.clone().unwrap_or(config.data);
         config.pipelines = pipelines.clone().unwrap_or(config.pipelines);
         config.catalog = catalog.clone().or(config.catalog);
@@ -148,6 +157,18 @@ struct DeployArgs {
     /// Show how the pipelines are doing; fails if they do not work
     #[arg(long, conflicts_with_all = ["again", "dry_run"])]
     status: bool,
+}
+
+#[derive(Subcommand)]
+enum ClaimsCommand {
+    /// Make claims again that Redis lost
+    ///
+    /// For when Redis was flushed or failed over to an older copy, or the engine skipped records. `claim_click` waits
+    /// then, and says in Arroyo's log that claims are missing and that this restores them; nothing is billed meanwhile
+    /// and no minute closes. Claims before the newest version's start come from final rows in ClickHouse, those from
+    /// there on from the log, to its end of this moment. What is there stays, so it can be run again after it failed. The
+    /// pipelines need not be stopped: they go on by themselves.
+    Rebuild(Cluster),
 }
 
 #[derive(Args)]
@@ -219,7 +240,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // Processes of a cluster have no status line: their log lines say what they do.
     let level = match cli.command {
-        Command::Run(_) | Command::Load(_) => "info",
+        Command::Run(_) | Command::Load(_) | Command::Claims { .. } => "info",
         _ => "warn",
     };
     match serving::process::log_to_stderr(level).map_err(anyhow::Error::msg).and_then(|()| run(cli)) {
@@ -254,6 +275,7 @@ fn run(cli: Cli) -> Result<()> {
                 };
                 cluster::deploy::deploy(&args.cluster.config()?, asked).await
             }
+            Command::Claims { what: ClaimsCommand::Rebuild(args) } => cluster::claims::rebuild(&args.config()?).await,
             Command::Check(check) => {
                 let config = check.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
                 let folder = check.pipelines.unwrap_or(config.pipelines.clone());

@@ -6,7 +6,7 @@
 //! * `step`: the steps of a closing, in blocks
 //! * `entries`: the sequence of entries, each put if absent
 //! * `provisional`: counts that are not final yet, published for readers
-//! * `query`: reports and recounts
+//! * `query`: reports and recounts; `claimants`: rows that hold a claim
 //! * `reports`: [`ClickHouseReports`], which answers reports without a loader in its process
 //!
 //! # Written once, on a server without transactions
@@ -34,6 +34,7 @@
 //! itself: all loaders and readers have to use the same replica. Inserts are fsynced before they are answered.
 
 mod block;
+mod claimants;
 mod entries;
 mod migrations;
 mod provisional;
@@ -43,6 +44,7 @@ mod server;
 mod settings;
 mod step;
 
+pub use claimants::Claimant;
 pub use reports::ClickHouseReports;
 pub use server::ServerSettings;
 pub use settings::ClickHouseSettings;
@@ -148,6 +150,11 @@ impl Backend for ClickHouse {
                 self.sum_up(Sums { number, source, target, from, to }).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Its rows carry its number, and reads leave them out when a deployment has it.
+    async fn abandon(&self, _: u64) -> Result<()> {
         Ok(())
     }
 

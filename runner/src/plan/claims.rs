@@ -1,12 +1,15 @@
 //! `claim_click` is asked once for every record that reaches it, in log order: the projection that asks is a step of its
 //! own, so that no optimizer moves a filter below it, asks it twice, or asks it for some of the rows only.
 
-use super::{HIDDEN, INNER, Planner, Step, StepKind, carry, quoted, scan};
+use super::{HIDDEN, Planner, Step, StepKind, carry, quoted, scan};
 use crate::node::compile;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column as ColumnName, Result as DfResult, plan_err};
 use datafusion::logical_expr::{Expr, LogicalPlan, Projection};
 use std::sync::Arc;
+
+/// The step that asks.
+pub const CLAIMS: &str = "__claims";
 
 impl Planner<'_> {
     /// The plan, reading what the step that asks made of it.
@@ -45,7 +48,7 @@ impl Planner<'_> {
         let columns = columns.collect();
         let renamed = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(asking))?);
         let node = compile(&renamed, &self.state(), &self.readable)?;
-        let name = format!("{INNER}claims");
+        let name = CLAIMS.to_string();
         let rows = scan(&name, &node.schema())?;
         self.readable.insert(name.clone(), self.steps.len());
         self.steps.push(Step { name: name.clone(), kind: StepKind::View(node) });

@@ -41,13 +41,13 @@ fn rebuild(redis: &Redis, log: &[Vec<Record>], start_2: Option<i64>) -> Rebuilt 
     let answers = expected(log, start_2.unwrap_or(i64::MAX));
     let billed = |record: &&Record| record.offset < start && answers[&(record.partition, record.offset)] == Some(1);
     let rows = log.iter().flatten().filter(billed).map(|record| Billed {
-        impression_id: record.key(1).unwrap().parse().unwrap(),
+        impression_id: record.key(1).unwrap().to_string(),
         position: Position { log_id: log_id(), partition: record.partition, offset: record.offset },
         appended_at: Millis::new(record.appended_ms),
         version: 1,
     });
     let from_log = log.iter().flatten().filter(|record| record.offset >= start).map(|record| LogRecord {
-        claim_key: record.key(newest).map(|key| key.parse().unwrap()),
+        claim_key: record.key(newest).map(str::to_string),
         partition: record.partition,
         offset: record.offset,
         appended_at: Millis::new(record.appended_ms),

@@ -1,0 +1,94 @@
+//! The final raw rows that hold the claim of their impression, for whoever has to make lost claims again.
+
+use super::{ClickHouse, time};
+use crate::error::{Error, Result};
+use click::{LogId, Millis, Offset, Offsets, Partition, Position};
+use clickhouse::Row;
+use futures::stream::{self, Stream, TryStreamExt};
+use serde::Deserialize;
+
+/// Offsets that one statement looks at. It bounds what is held in memory, and a statement's time.
+const OFFSETS: Offset = 1 << 16;
+
+/// A raw row whose verdict is billable or late.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    pub impression_id: String,
+    pub position: Position,
+    pub appended_at: Millis,
+    /// The pipeline version that judged it.
+    pub version: i64,
+}
+
+#[derive(Row, Deserialize)]
+struct ClaimantRow {
+    impression_id: String,
+    offset: i64,
+    appended_ms: i64,
+    version: i64,
+}
+
+/// Where the reading goes on.
+struct Next {
+    partition: Partition,
+    offset: Offset,
+    end: Offset,
+}
+
+impl ClickHouse {
+    /// The final rows of one log, before these positions, that were appended at or after `from` and whose verdict is
+    /// billable or late; by partition, in the order of their offsets. A partition that is not named has none.
+    ///
+    /// # Errors
+    /// If the server does not answer a statement. What was not read then is missing: the stream has to be read anew.
+    pub fn claimants(
+        &self,
+        log_id: LogId,
+        before: &Offsets,
+        from: Millis,
+    ) -> impl Stream<Item = Result<Claimant>> + Send + use<> {
+        let server = self.server.clone();
+        let mut partitions: Vec<(Partition, Offset)> = before.iter().collect();
+        partitions.reverse();
+        let state = (server, partitions, None::<Next>);
+        stream::try_unfold(state, move |(server, mut partitions, next)| async move {
+            let is_final = "closing NOT IN (SELECT number FROM abandoned_closings)";
+            let next = match next {
+                Some(next) => next,
+                None => {
+                    let Some((partition, end)) = partitions.pop() else { return Ok(None) };
+                    let first = format!(
+                        "SELECT toUInt64(if(count() = 0, {end}, min(offset))) AS answer FROM raw_clicks \
+                         WHERE log_id = ? AND partition = {partition} AND offset < {end} AND appended_at >= {}",
+                        time(from)
+                    );
+                    let first = server.number(&first, &[log_id.to_string()]).await?;
+                    Next { partition, offset: Offset::try_from(first).unwrap_or(end), end }
+                }
+            };
+            let Next { partition, offset, end } = next;
+            let to = end.min(offset.saturating_add(OFFSETS));
+            let mut rows = Vec::new();
+            if offset < to {
+                let statement = format!(
+                    "SELECT ifNull(impression_id, '') AS impression_id, offset, \
+                     toUnixTimestamp64Milli(appended_at) AS appended_ms, version FROM raw_clicks FINAL \
+                     WHERE log_id = ? AND partition = {partition} AND offset >= {offset} AND offset < {to} \
+                     AND appended_at >= {} AND verdict IN ('billable', 'late') AND {is_final} ORDER BY offset",
+                    time(from)
+                );
+                rows = server.rows::<ClaimantRow>(&statement, &[log_id.to_string()]).await?;
+            }
+            let claimant = move |row: ClaimantRow| Claimant {
+                impression_id: row.impression_id,
+                position: Position { log_id, partition, offset: row.offset },
+                appended_at: Millis::new(row.appended_ms),
+                version: row.version,
+            };
+            let rows = stream::iter(rows.into_iter().map(move |row| Ok::<_, Error>(claimant(row))));
+            let next = (to < end).then_some(Next { partition, offset: to, end });
+            Ok::<_, Error>(Some((rows, (server, partitions, next))))
+        })
+        .try_flatten()
+    }
+}
