@@ -12,6 +12,7 @@ use std::os::unix::fs::{DirEntryExt, FileExt};
 use std::path::{Path, PathBuf};
 
 /// A folder that is under power, and where its journal is.
+#[derive(Debug)]
 pub struct Disk {
     /// The folder of the process.
     pub root: PathBuf,
@@ -32,6 +33,17 @@ enum Change {
 }
 
 impl Change {
+    /// Whether this write puts new bytes everywhere where another one did.
+    fn covers(&self, other: &Change) -> bool {
+        match (self, other) {
+            (
+                Change::Write { ino, offset, length, .. },
+                Change::Write { ino: other_ino, offset: other_offset, length: other_length, .. },
+            ) => ino == other_ino && offset <= other_offset && other_offset + other_length <= offset + length,
+            _ => false,
+        }
+    }
+
     /// What has to be fsynced for it to be durable: a file for its bytes, both folders for a rename.
     fn places(&self) -> [u64; 2] {
         match self {
@@ -151,6 +163,10 @@ fn loose(lines: Vec<Line>) -> Vec<(Change, u64)> {
                 for (place, durable) in change.places().iter().zip(durable.iter_mut()) {
                     *durable |= *place == ino;
                 }
+                if *durable == [true; 2] {
+                    // What was written again is there, whatever became of it before.
+                    lost.retain(|(before, _)| !change.covers(before));
+                }
                 *durable != [true; 2]
             }),
             Line::Failed { ino } => {
@@ -227,6 +243,12 @@ impl Undo<'_> {
         match change {
             Change::Write { ino, offset, length, old_size, before } => {
                 let Some(file) = self.file(*ino)? else { return Ok(()) };
+                if file.metadata()?.len() > offset + length {
+                    // Lost in the middle, by an fsync that failed: what follows is there.
+                    let mut bytes = before.clone();
+                    bytes.resize(*length as usize, 0);
+                    return Ok(file.write_all_at(&bytes, *offset)?);
+                }
                 let kept = kept.min(*length);
                 if let Some(rest) = before.get(kept as usize..) {
                     file.write_all_at(rest, offset + kept)?;

@@ -8,7 +8,7 @@
 //! * [`reports`]: what is billed, as the reports say it
 //! * [`slow_log`]: a redirect that stalls between clock and log
 //! * [`fate`]: what happens to a process in a life, and [`site`], the process
-//! * [`disk`]: what a power cut leaves of its files
+//! * [`disk`]: what a power cut leaves of its files, and [`damage`], a disk that changes them
 //! * [`run`]: all of it, and the first thing that is wrong
 //!
 //! The oracle shares no counting code with the product.
@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod browsers;
+pub mod damage;
 pub mod disk;
 pub mod fate;
 pub mod generator;

@@ -1,6 +1,7 @@
 //! One seeded run: a world of browsers, a site that dies many deaths, and the oracle.
 
 use crate::browsers::Browsers;
+use crate::damage::Damage;
 use crate::disk::Disk;
 use crate::fate::{Fate, Fault};
 use crate::generator::{Request, Through, generate};
@@ -143,6 +144,9 @@ impl Run<'_> {
                 self.end(fate, &mut told)?;
             }
             self.done.fates.push(told);
+            if kind == Kind::All && self.rng.random_bool(0.3) {
+                self.damage().await?;
+            }
         }
         self.finish().await?;
         let (must, ineligible) = self.browsers.counts();
@@ -275,6 +279,44 @@ impl Run<'_> {
         self.end(fate, told)
     }
 
+    /// What lies on disk now, with one bit flipped, is refused by name, or says what is right.
+    async fn damage(&mut self) -> Result<()> {
+        let dir = self.disk.root.with_file_name("damaged");
+        let damage = Damage::of(self.disk, &dir, &mut self.rng)?;
+        if let Some(damage) = &damage {
+            let what = self.try_damaged(damage).await.with_context(|| damage.to_string())?;
+            self.done.fates.push(format!("{damage}: {what}"));
+        }
+        std::fs::remove_dir_all(&dir).context("the damaged copy")
+    }
+
+    async fn try_damaged(&self, damage: &Damage) -> Result<&'static str> {
+        let Setting { pipelines, changed, .. } = self.setting;
+        let pipelines = if self.browsers.changed { changed } else { pipelines };
+        let named = |said: &str| ensure_named(damage, said);
+        let mut site = match Site::start(self.setting, pipelines, &damage.disk, self.now, Fault::None).await? {
+            Ok(site) => site,
+            Err(StillBorn(said)) => return named(&said).map(|()| "refused"),
+        };
+        let outcome = site.tell(Word::Settle).await?;
+        let read = match outcome {
+            Outcome::Done => Some(self.reports(&site).cells().await),
+            _ => None,
+        };
+        let said = site.kill().await;
+        match (outcome, read) {
+            (Outcome::Failed(why), _) => named(&why).map(|()| "stopped"),
+            (Outcome::Done, Some(Ok((cells, _)))) => {
+                self.browsers.judge().check(&cells).map_err(anyhow::Error::msg).map(|()| "not needed")
+            }
+            (Outcome::Done, Some(Err(error))) => {
+                // A report that cannot be made says so; which file it is stands in the log.
+                named(&format!("{error:#} {said}")).map(|()| "no report")
+            }
+            _ => named(&said).map(|()| "died"),
+        }
+    }
+
     fn end(&mut self, fate: Fate, told: &mut String) -> Result<()> {
         let seen = self.disk.seen()?;
         for (kind, times) in seen.syncs {
@@ -341,6 +383,12 @@ impl Run<'_> {
         site.kill().await;
         Ok(())
     }
+}
+
+fn ensure_named(damage: &Damage, said: &str) -> Result<()> {
+    ensure!(damage.is_named_by(said), "it is not named: {said}");
+    ensure!(!said.contains("panicked"), "it panicked: {said}");
+    Ok(())
 }
 
 fn answered(sent: Result<Result<(), String>, tokio::task::JoinError>) -> Result<()> {

@@ -130,6 +130,16 @@ fn a_process_dies_at_a_change_or_meets_what_a_disk_does() {
     world.ok("sync a .");
     world.cut();
     assert_eq!(world.files()["a"], "", "a later fsync does not bring back what an earlier one could not write");
+    let world = World::new();
+    assert!(!world.run("echo one > a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("echo two >> a; sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "\0\0\0\0two\n", "nor does it take what came later");
+    let world = World::new();
+    assert!(!world.run("echo one > a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("echo six 1<> a; sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "six\n", "what is written again is there");
 }
 
 #[test]

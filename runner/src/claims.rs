@@ -13,6 +13,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tally_log::durable;
 
@@ -214,16 +215,33 @@ impl Claims {
 
     /// Refuses to go on from `start` when the claims do not reach up to there.
     pub fn check_start(&self, log_id: LogId, start: &Offsets) -> Result<(), ClaimsError> {
-        let first = self.starts.first().filter(|first| first.log_id == log_id);
         for (partition, start) in start.iter() {
-            let held = self.through(log_id, partition)?;
-            // Before the first version started there was nothing to claim.
-            let through = held.unwrap_or_else(|| first.map_or(0, |first| first.positions.get(partition)));
+            let through = self.reaches(log_id, partition)?;
             if through < start {
                 return Err(ClaimsError::Lost { path: self.path.clone(), partition, through, start });
             }
         }
         Ok(())
+    }
+
+    /// The offsets before a version's start whose claims are not there: the version before it ended without a word after its
+    /// last closing, which its last checkpoint did not reach.
+    pub fn missing(&self, start: &VersionStart) -> Result<Vec<(Partition, Range<Offset>)>, ClaimsError> {
+        let mut missing = Vec::new();
+        for (partition, end) in start.positions.iter() {
+            let through = self.reaches(start.log_id, partition)?;
+            if through < end {
+                missing.push((partition, through..end));
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Up to where the claims of a partition are there. Before the first version started there was nothing to claim.
+    fn reaches(&self, log_id: LogId, partition: Partition) -> Result<Offset, ClaimsError> {
+        let first = self.starts.first().filter(|first| first.log_id == log_id);
+        let nothing = || first.map_or(0, |first| first.positions.get(partition));
+        Ok(self.through(log_id, partition)?.unwrap_or_else(nothing))
     }
 
     /// Answers in the order asked: 1 for the first position that claims its impression within the horizon, else 0;

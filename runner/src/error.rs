@@ -17,6 +17,9 @@ pub enum RunError {
     /// What records claim cannot be told.
     #[error("claims of the pipelines: {0}")]
     Keys(String),
+    /// The final rows that claims are taken over from cannot be read.
+    #[error("claims before this version: {0}")]
+    FinalRows(String),
     #[error("checkpoint {}: {what}", .path.display())]
     Checkpoint { path: std::path::PathBuf, what: String },
 }

@@ -10,7 +10,8 @@
 //! * `plan`: the steps a batch goes through; `refuse`: what a stream cannot do; [`check`]: both, and nothing run
 //! * `source`: records to columns, watermarks
 //! * `node`: a view is a function from batch to batch; `functions`: those that Arroyo has as UDFs
-//! * [`claims`]: who was first; `keys`: what each record claims, without claiming it
+//! * [`claims`]: who was first; `keys`: what each record claims, without claiming it; `restore`:
+//!   claims that a new version takes over from final rows
 //! * `window`: tumbling windows
 //! * `sink`: rows to records
 //! * `pipeline`, `checkpoint`: one file at work; [`Runner`]: all of them
@@ -26,6 +27,7 @@ mod node;
 mod pipeline;
 mod plan;
 mod refuse;
+mod restore;
 mod runner;
 mod sink;
 mod source;
@@ -35,4 +37,5 @@ pub use claims::{ClaimsSettings, VersionStart};
 pub use error::RunError;
 pub use keys::{ClaimKeys, Claimed};
 pub use pipeline_files::{PipelineFiles, ReadError, SqlError};
+pub use restore::{FinalClaim, FinalRows};
 pub use runner::{Runner, RunnerCounters, RunnerSettings, check, digest};

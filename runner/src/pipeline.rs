@@ -32,6 +32,8 @@ pub struct Pipeline {
     sinks: HashMap<String, Topic>,
     claims: SharedClaims,
     checkpoint: PathBuf,
+    /// From where a restart would read.
+    safe: Offsets,
     version: i64,
     in_flight: VecDeque<Acknowledgement>,
     /// The partition that the next batch of rows goes to. Where a row lies says nothing: its key names it.
@@ -94,7 +96,21 @@ impl Pipeline {
         }
         let consumer = log.consumer(&from, &next).await?;
         let (in_flight, appended) = (VecDeque::new(), HashMap::new());
-        Ok(Pipeline { program, log, from, consumer, sinks, claims, checkpoint, version, in_flight, to: 0, appended })
+        let safe = consumer.next();
+        Ok(Pipeline {
+            safe,
+            program,
+            log,
+            from,
+            consumer,
+            sinks,
+            claims,
+            checkpoint,
+            version,
+            in_flight,
+            to: 0,
+            appended,
+        })
     }
 
     /// Takes the next records through all steps. Waits for them at most as long as said.
@@ -197,6 +213,7 @@ impl Pipeline {
         let header = Header::new(self.version, self.from.log_id, next, watermarks);
         faults::at(Point::CheckpointBefore);
         Checkpoint { header, windows }.write(&self.checkpoint)?;
+        self.safe = self.consumer.next();
         faults::at(Point::CheckpointAfter);
         Ok(())
     }
@@ -210,6 +227,11 @@ impl Pipeline {
     /// The next record that will be read in each partition.
     pub fn next(&self) -> Offsets {
         self.consumer.next()
+    }
+
+    /// The next record that a restart would read in each partition.
+    pub fn safe(&self) -> &Offsets {
+        &self.safe
     }
 
     /// The topic that is read.

@@ -5,13 +5,14 @@ use crate::error::RunError;
 use crate::functions::{self, SharedClaims};
 use crate::pipeline::{Pipeline, lock};
 use crate::plan::{functions_for_check, plan};
-use click::{Lateness, Millis};
+use crate::restore::{FinalRows, restore};
+use click::{Lateness, Millis, Offsets};
 use pipeline_files::{PipelineFiles, SqlError, of_nobody, variables};
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tally_log::Log;
 use tracing::{info, warn};
@@ -47,6 +48,8 @@ pub struct RunnerCounters {
     /// To be told by whoever knows: minutes before this are final, in milliseconds. Claims are kept for longer than a
     /// replay from there needs them; from the beginning, as long as nobody says.
     pub complete_through: AtomicI64,
+    /// From where a restart would read the log: what is before it is not needed by this runner.
+    pub safe: Mutex<Offsets>,
 }
 
 /// Plans every file for no deployment at all, to find what is wrong with it.
@@ -76,20 +79,27 @@ pub struct Runner {
 
 impl Runner {
     /// Opens the state in `dir` for the newest of the versions, which are in order, and the files that it runs.
-    /// `clicks` is the topic whose log id names the positions.
+    /// `rows` are the final rows; without them, or for a checkpoint, claims that were lost are an error.
     pub async fn open(
         files: &PipelineFiles,
         versions: Vec<VersionStart>,
         log: Arc<dyn Log>,
         dir: &Path,
         settings: RunnerSettings,
+        rows: Option<&dyn FinalRows>,
     ) -> Result<Self, RunError> {
         let Some(newest) = versions.last().cloned() else {
             return Err(RunError::Checkpoint { path: dir.to_path_buf(), what: "no version was deployed".into() });
         };
         tally_log::durable::create_dir_all(dir)
             .map_err(|e| RunError::Checkpoint { path: dir.to_path_buf(), what: e.to_string() })?;
-        let claims = Claims::open(&dir.join("claims"), settings.claims.clone(), versions)?;
+        let mut claims = Claims::open(&dir.join("claims"), settings.claims.clone(), versions)?;
+        if let Some(rows) = rows {
+            let restored = restore(&mut claims, &newest, rows).await?;
+            if restored > 0 {
+                info!(restored, "claims before this version were taken over from final rows");
+            }
+        }
         let claims: SharedClaims = Arc::new(Mutex::new(Some(claims)));
         let mut pipelines = Vec::new();
         for file in files.filled(&variables(settings.lateness, newest.version, &newest.log_id.to_string()))? {
@@ -102,6 +112,7 @@ impl Runner {
         }
         let runner = Runner { pipelines, claims, settings, counters: Arc::default() };
         runner.count_taken();
+        runner.note_safe();
         Ok(runner)
     }
 
@@ -109,6 +120,7 @@ impl Runner {
     pub fn counting_in(mut self, counters: Arc<RunnerCounters>) -> Self {
         self.counters = counters;
         self.count_taken();
+        self.note_safe();
         self
     }
 
@@ -159,6 +171,18 @@ impl Runner {
         Ok(records)
     }
 
+    fn note_safe(&self) {
+        let mut safe = Offsets::default();
+        for (at, pipeline) in self.pipelines.iter().enumerate() {
+            for (partition, offset) in pipeline.safe().iter() {
+                // All pipelines read one topic; a partition that only one of them knows is that one's.
+                let least = if at == 0 { offset } else { offset.min(safe.get(partition)) };
+                safe.set(partition, least);
+            }
+        }
+        *self.counters.safe.lock().unwrap_or_else(PoisonError::into_inner) = safe;
+    }
+
     fn count_taken(&self) {
         let sum = |pipeline: &Pipeline| pipeline.next().iter().map(|(_, offset)| offset.max(0) as u64).sum();
         let taken: u64 = self.pipelines.iter().map(sum).min().unwrap_or(0);
@@ -178,6 +202,7 @@ impl Runner {
             claims.expire(reached.min(complete_through))?;
         }
         self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
+        self.note_safe();
         Ok(())
     }
 

@@ -70,7 +70,7 @@ impl PipelineBench {
         let settings =
             RunnerSettings { lateness: Lateness { lateness_ms: 1000, slack_ms: 0 }, ..RunnerSettings::default() };
         let start = VersionStart { version: 1, log_id: clicks.log_id, positions: Offsets::beginning(4) };
-        let mut runner = Runner::open(&files, vec![start], log, &dir.join("runner"), settings).await?;
+        let mut runner = Runner::open(&files, vec![start], log, &dir.join("runner"), settings, None).await?;
         let (wall, cpu) = (Instant::now(), cpu_time()?);
         let records = runner.catch_up().await?;
         runner.checkpoint().await?;

@@ -2,7 +2,8 @@
 
 use crate::config::Config;
 use anyhow::{Context, Result};
-use click::{Clock, Millis, Offset, Offsets, Partition};
+use async_trait::async_trait;
+use click::{Clock, LogId, Millis, Offset, Offsets, Partition};
 use futures::future::BoxFuture;
 use redirect::block::Blocks;
 use redirect::country::Countries;
@@ -10,7 +11,8 @@ use redirect::reload::Reloaded;
 use redirect::signature::Keys;
 use redirect::spool::{Spool, SpoolSettings};
 use redirect::{Catalog, Secret, SeenInMemory, Service, With};
-use runner::{ClaimsSettings, PipelineFiles, Runner, RunnerSettings, VersionStart};
+use runner::{ClaimsSettings, FinalClaim, FinalRows, PipelineFiles, Runner, RunnerSettings, VersionStart};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,8 +65,9 @@ impl Counting {
             log_id: entry.log_id,
             positions: entry.positions,
         });
-        let Counting { files, log, dir, settings, .. } = self;
-        Ok(Runner::open(files, versions.collect(), log.clone(), dir, settings.clone()).await?)
+        let Counting { files, log, dir, settings, warehouse, .. } = self;
+        let rows = TakenOver(warehouse.clone());
+        Ok(Runner::open(files, versions.collect(), log.clone(), dir, settings.clone(), Some(&rows)).await?)
     }
 
     /// Goes on from the last closing.
@@ -150,13 +153,14 @@ impl Machine {
     ///
     /// # Errors
     /// If it is damaged, or another's.
-    pub async fn spool(&self, config: &Config) -> Result<Spool> {
+    pub fn spool(&self, config: &Config) -> impl Future<Output = Result<Spool>> + Send + use<> {
         let settings = SpoolSettings {
             dir: config.data.join("spool"),
             bytes_max: config.redirect.spool_bytes_max,
             age_max: config.redirect.spool_age_max,
         };
-        Ok(Spool::open(settings, self.clicks.partitions, self.clock.clone()).await?)
+        let (partitions, clock) = (self.clicks.partitions, self.clock.clone());
+        async move { Ok(Spool::open(settings, partitions, clock).await?) }
     }
 
     /// A redirect on this machine's log, or on one that a test puts before it, with a clock of its own.
@@ -199,6 +203,27 @@ pub fn open_log(config: &Config, clock: Arc<dyn Clock>) -> Result<(Arc<LocalLog>
         LogSettings { partitions_on_demand: Some(config.partitions), segment_bytes_max: config.log_segment_bytes };
     let (log, repairs) = LocalLog::open(&config.data.join("log"), settings, clock)?;
     Ok((Arc::new(log), repairs))
+}
+
+/// Final rows, for claims that a new version takes over.
+pub(crate) struct TakenOver(pub(crate) Warehouse);
+
+#[async_trait]
+impl FinalRows for TakenOver {
+    async fn claims(
+        &self,
+        log_id: LogId,
+        partition: Partition,
+        offsets: Range<Offset>,
+    ) -> Result<Vec<FinalClaim>, String> {
+        let rows = self.0.claimants(log_id, partition, offsets).await.map_err(|error| error.to_string())?;
+        let claim = |row: warehouse::Claimant| FinalClaim {
+            impression_id: row.impression_id,
+            offset: row.position.offset,
+            appended_at: row.appended_at,
+        };
+        Ok(rows.into_iter().map(claim).collect())
+    }
 }
 
 /// What the redirect judges clicks by.
@@ -269,11 +294,20 @@ fn secret(path: &Path) -> Result<Secret> {
     Secret::new(&bytes).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Removes segments of the log that are past the retention, but nothing that the warehouse still needs. How many.
-pub async fn retain(log: &LocalLog, config: &Config, now: Millis, warehouse: &Warehouse) -> Result<usize> {
+/// Removes segments of the log that are past the retention, but nothing that the warehouse still needs, or a restart of the
+/// runner, which goes on from `safe`. How many.
+pub async fn retain(
+    log: &LocalLog,
+    config: &Config,
+    now: Millis,
+    warehouse: &Warehouse,
+    safe: &Offsets,
+) -> Result<usize> {
     let Some(Needed { clicks, results }) = warehouse.needed().await else { return Ok(0) };
     let age_ms = i64::try_from(config.log_retention.as_millis()).unwrap_or(i64::MAX);
     let names = Topics::default();
+    let clicks: Offsets =
+        clicks.iter().map(|(partition, offset)| (partition, offset.min(safe.get(partition)))).collect();
     let mut removed = 0;
     for (name, needed) in [
         (names.clicks, clicks),

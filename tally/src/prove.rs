@@ -17,7 +17,7 @@ use redirect::spool::Spool;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -247,7 +247,8 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             Word::Checkpoint => machine.runner.checkpoint().await.map_err(anyhow::Error::from),
             Word::Drain => drain(&spool).await,
             Word::Retain => {
-                let removed = machine::retain(&machine.log, &config, clock.now(), &machine.warehouse).await;
+                let safe = machine.runner.counters().safe.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let removed = machine::retain(&machine.log, &config, clock.now(), &machine.warehouse, &safe).await;
                 removed.map(|_| ())
             }
         };

@@ -14,8 +14,8 @@ use runner::Runner;
 use serving::{Limits, bind, process};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -130,12 +130,14 @@ async fn run(config: Config, demo: bool) -> Result<()> {
         })
     });
     let (kept, settings, needed, time) = (log.clone(), config.clone(), warehouse.clone(), clock.clone());
+    let counting_now = counters.clone();
     let stop = reached(stage.subscribe(), Stage::StopReports);
     let retention = parts.spawn("retention", async move {
         let removing = async {
             loop {
                 tokio::time::sleep(RETAIN_EVERY).await;
-                match machine::retain(&kept, &settings, time.now(), &needed).await {
+                let safe = counting_now.safe.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                match machine::retain(&kept, &settings, time.now(), &needed, &safe).await {
                     Ok(removed) => tracing::debug!(removed, "segments past the retention"),
                     // What is kept too long costs room, and no click.
                     Err(error) => tracing::error!(error = %format!("{error:#}"), "old segments were not removed"),

@@ -6,7 +6,7 @@ use crate::report::{Dimension, ReportQuery, ReportRow};
 use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::Entry;
 use async_trait::async_trait;
-use click::{Dimensions, Millis, Minute, Offsets};
+use click::{Dimensions, LogId, Millis, Minute, Offset, Offsets, Partition, Position};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,6 +25,16 @@ pub enum Known {
 pub struct Billable {
     pub version: i64,
     pub count: Count,
+}
+
+/// A final raw row whose verdict is billable or late: it holds the claim of its impression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    pub impression_id: String,
+    pub position: Position,
+    pub appended_at: Millis,
+    /// The pipeline version that judged it.
+    pub version: i64,
 }
 
 /// One step of a closing: rows of one table. Nothing of it can be seen before the commit, which is all or nothing.
@@ -71,6 +81,9 @@ pub trait Backend: Send + Sync + 'static {
         appended_before: Millis,
         before: &Offsets,
     ) -> Result<Vec<Billable>>;
+
+    /// The final raw rows of one partition, at these offsets, that hold a claim; in the order of their offsets.
+    async fn claimants(&self, log_id: LogId, partition: Partition, offsets: Range<Offset>) -> Result<Vec<Claimant>>;
 
     /// What final raw rows say of this click.
     async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known>;

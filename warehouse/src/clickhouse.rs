@@ -44,19 +44,18 @@ mod server;
 mod settings;
 mod step;
 
-pub use claimants::Claimant;
 pub use reports::ClickHouseReports;
 pub use server::ServerSettings;
 pub use settings::ClickHouseSettings;
 
-use crate::backend::{Answer, Backend, Billable, Known, Pending, Provisional, StepRows, View};
+use crate::backend::{Answer, Backend, Billable, Claimant, Known, Pending, Provisional, StepRows, View};
 use crate::error::Result;
 use crate::report::ReportQuery;
 use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::Entry;
 use async_trait::async_trait;
 use block::Encode;
-use click::{Millis, Minute, Offsets};
+use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
 use provisional::Publisher;
 use query::{CORRECTIONS, COUNTS, Open, Sums};
 use server::Server;
@@ -153,11 +152,6 @@ impl Backend for ClickHouse {
         Ok(())
     }
 
-    /// Its rows carry its number, and reads leave them out when a deployment has it.
-    async fn abandon(&self, _: u64) -> Result<()> {
-        Ok(())
-    }
-
     /// The server merges by itself.
     async fn tidy(&self, _: Minute, _: Minute) -> Result<()> {
         Ok(())
@@ -170,6 +164,10 @@ impl Backend for ClickHouse {
         before: &Offsets,
     ) -> Result<Vec<Billable>> {
         query::billable(&self.server, minutes, appended_before, before).await
+    }
+
+    async fn claimants(&self, log_id: LogId, partition: Partition, offsets: Range<Offset>) -> Result<Vec<Claimant>> {
+        claimants::claimants(&self.server, log_id, partition, offsets, None).await
     }
 
     async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {

@@ -17,13 +17,13 @@ mod sums;
 mod tables;
 mod tidy;
 
-use crate::backend::{Backend, Billable, Known, Rows, StepRows, View};
+use crate::backend::{Backend, Billable, Claimant, Known, Rows, StepRows, View};
 use crate::error::{Error, Result};
 use crate::rows::{Correction, Count, Quarantined, RawRow};
 use crate::sequence::{Entry, Kind};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
-use click::{Millis, Minute, Offsets};
+use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
 use datafusion::execution::SendableRecordBatchStream;
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties, TransactionError};
 use deltalake_core::kernel::{Action, Add, Transaction};
@@ -327,6 +327,15 @@ impl Backend for Delta {
         };
         let counted = query::billable(&self.session, provider, minutes, appended_before, before).await;
         counted.map_err(|error| Error::Table { table: Name::RawClicks.as_str(), what: error.to_string() })
+    }
+
+    async fn claimants(&self, log_id: LogId, partition: Partition, offsets: Range<Offset>) -> Result<Vec<Claimant>> {
+        let provider = {
+            let table = self.table(Name::RawClicks).lock().await;
+            query::provider(&table).await?
+        };
+        let found = query::claimants(&self.session, provider, log_id, partition, offsets).await;
+        found.map_err(|error| Error::Table { table: Name::RawClicks.as_str(), what: error.to_string() })
     }
 
     async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {

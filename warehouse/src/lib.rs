@@ -33,7 +33,7 @@ pub mod rows;
 pub mod sequence;
 mod warehouse;
 
-pub use backend::Known;
+pub use backend::{Claimant, Known};
 pub use error::{Error, Result};
 pub use loader::{Loader, Status, Step};
 pub use sequence::Deployment;

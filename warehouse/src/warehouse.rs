@@ -1,6 +1,6 @@
 //! The warehouse as a whole.
 
-use crate::backend::{Backend, Known};
+use crate::backend::{Backend, Claimant, Known};
 use crate::closing::{Closer, ends};
 use crate::delta::Delta;
 use crate::error::{Error, Result};
@@ -9,8 +9,9 @@ use crate::loader::Status;
 use crate::report::{Report, ReportError, ReportQuery, Reports};
 use crate::sequence::{Deployment, Entry, Kind, ResultPositions, Sequence};
 use async_trait::async_trait;
-use click::{Clock, Lateness, Millis, Minute, Offsets};
+use click::{Clock, Lateness, LogId, Millis, Minute, Offset, Offsets, Partition};
 use faults::Point;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -202,6 +203,20 @@ impl Warehouse {
         deployments.retain(|entry| entry.kind == Kind::Deployment);
         deployments.sort_by_key(|entry| entry.version);
         Ok(deployments)
+    }
+
+    /// The final rows of one partition, at these offsets, that hold the claim of their impression; in the order of their
+    /// offsets.
+    ///
+    /// # Errors
+    /// If the tables cannot be read.
+    pub async fn claimants(
+        &self,
+        log_id: LogId,
+        partition: Partition,
+        offsets: Range<Offset>,
+    ) -> Result<Vec<Claimant>> {
+        self.0.backend.claimants(log_id, partition, offsets).await
     }
 
     /// What final rows say of a click: whether it was recorded, or its impression billed.

@@ -5,14 +5,14 @@
 mod world;
 
 use async_trait::async_trait;
-use click::{Millis, Minute, Offsets};
+use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use warehouse::backend::{Backend, Billable, Provisional, Rows, StepRows, View};
 use warehouse::rows::{Correction, Count, Quarantined, RawRow};
 use warehouse::sequence::Entry;
-use warehouse::{Error, Known, Result, Warehouse};
+use warehouse::{Claimant, Error, Known, Result, Warehouse};
 use world::*;
 
 on_each_kind! {
@@ -111,6 +111,10 @@ impl Backend for Dying {
             rows.clear();
         }
         Ok(rows)
+    }
+
+    async fn claimants(&self, log_id: LogId, partition: Partition, offsets: Range<Offset>) -> Result<Vec<Claimant>> {
+        self.tables.claimants(log_id, partition, offsets).await
     }
 
     async fn known(&self, click_id: &str, impression_id: &str) -> Result<Known> {

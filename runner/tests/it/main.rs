@@ -34,7 +34,7 @@ fn start(version: i64, offset: i64) -> VersionStart {
 
 async fn open(log: &MemoryLog, dir: &Path, files: &PipelineFiles, versions: Vec<VersionStart>) -> Runner {
     let log = Arc::new(log.clone());
-    Runner::open(files, versions, log, dir, RunnerSettings::default()).await.unwrap()
+    Runner::open(files, versions, log, dir, RunnerSettings::default(), None).await.unwrap()
 }
 
 #[track_caller]
@@ -194,13 +194,13 @@ async fn a_damaged_checkpoint_or_lost_claims_stop_it() {
         let mut bad = good.clone();
         bad[at] ^= 1;
         std::fs::write(&path, bad).unwrap();
-        let opened = Runner::open(&sql, vec![start(1, 0)], Arc::new(log.clone()), dir.path(), Default::default());
+        let opened = Runner::open(&sql, vec![start(1, 0)], Arc::new(log.clone()), dir.path(), Default::default(), None);
         let error = opened.await.err().unwrap().to_string();
         assert!(error.contains("clicks.checkpoint") && error.contains("damaged"), "{error}");
     }
     std::fs::write(&path, good).unwrap();
     std::fs::remove_dir_all(dir.path().join("claims")).unwrap();
-    let opened = Runner::open(&sql, vec![start(1, 0)], Arc::new(log.clone()), dir.path(), Default::default());
+    let opened = Runner::open(&sql, vec![start(1, 0)], Arc::new(log.clone()), dir.path(), Default::default(), None);
     let error = opened.await.err().unwrap().to_string();
     assert!(error.contains("claims were lost"), "{error}");
 }

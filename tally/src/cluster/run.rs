@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::{kafka, until_told};
+use crate::machine::TakenOver;
 use crate::supervise::{PAUSES, Troubles, supervise};
 use crate::up::on_a_thread;
 use anyhow::{Result, bail};
@@ -74,7 +75,8 @@ async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
         claims: ClaimsSettings { horizon_ms: config.horizon_ms(), ..ClaimsSettings::default() },
         checkpoint_every: config.run.checkpoint_every,
     };
-    Ok(Runner::open(&files, versions.collect(), log, &config.run.data, settings).await?)
+    let rows = TakenOver(warehouse);
+    Ok(Runner::open(&files, versions.collect(), log, &config.run.data, settings, Some(&rows)).await?)
 }
 
 /// Deploys, if the digest has changed. The loader may put an entry at the same moment: then it is done anew after it.

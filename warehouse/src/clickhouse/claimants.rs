@@ -1,24 +1,17 @@
 //! The final raw rows that hold the claim of their impression, for whoever has to make lost claims again.
 
+use super::server::Server;
 use super::{ClickHouse, time};
+use crate::backend::Claimant;
 use crate::error::{Error, Result};
 use click::{LogId, Millis, Offset, Offsets, Partition, Position};
 use clickhouse::Row;
 use futures::stream::{self, Stream, TryStreamExt};
 use serde::Deserialize;
+use std::ops::Range;
 
 /// Offsets that one statement looks at. It bounds what is held in memory, and a statement's time.
 const OFFSETS: Offset = 1 << 16;
-
-/// A raw row whose verdict is billable or late.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claimant {
-    pub impression_id: String,
-    pub position: Position,
-    pub appended_at: Millis,
-    /// The pipeline version that judged it.
-    pub version: i64,
-}
 
 #[derive(Row, Deserialize)]
 struct ClaimantRow {
@@ -52,7 +45,6 @@ impl ClickHouse {
         partitions.reverse();
         let state = (server, partitions, None::<Next>);
         stream::try_unfold(state, move |(server, mut partitions, next)| async move {
-            let is_final = "closing NOT IN (SELECT number FROM abandoned_closings)";
             let next = match next {
                 Some(next) => next,
                 None => {
@@ -68,27 +60,39 @@ impl ClickHouse {
             };
             let Next { partition, offset, end } = next;
             let to = end.min(offset.saturating_add(OFFSETS));
-            let mut rows = Vec::new();
-            if offset < to {
-                let statement = format!(
-                    "SELECT ifNull(impression_id, '') AS impression_id, offset, \
-                     toUnixTimestamp64Milli(appended_at) AS appended_ms, version FROM raw_clicks FINAL \
-                     WHERE log_id = ? AND partition = {partition} AND offset >= {offset} AND offset < {to} \
-                     AND appended_at >= {} AND verdict IN ('billable', 'late') AND {is_final} ORDER BY offset",
-                    time(from)
-                );
-                rows = server.rows::<ClaimantRow>(&statement, &[log_id.to_string()]).await?;
-            }
-            let claimant = move |row: ClaimantRow| Claimant {
-                impression_id: row.impression_id,
-                position: Position { log_id, partition, offset: row.offset },
-                appended_at: Millis::new(row.appended_ms),
-                version: row.version,
+            let rows = match offset < to {
+                true => claimants(&server, log_id, partition, offset..to, Some(from)).await?,
+                false => Vec::new(),
             };
-            let rows = stream::iter(rows.into_iter().map(move |row| Ok::<_, Error>(claimant(row))));
+            let rows = stream::iter(rows.into_iter().map(Ok::<_, Error>));
             let next = (to < end).then_some(Next { partition, offset: to, end });
             Ok::<_, Error>(Some((rows, (server, partitions, next))))
         })
         .try_flatten()
     }
+}
+
+/// Those of one partition at these offsets, that were appended at or after `from` if it is given.
+pub(super) async fn claimants(
+    server: &Server,
+    log_id: LogId,
+    partition: Partition,
+    offsets: Range<Offset>,
+    from: Option<Millis>,
+) -> Result<Vec<Claimant>> {
+    let (start, end) = (offsets.start, offsets.end);
+    let appended = from.map_or(String::new(), |from| format!("AND appended_at >= {}", time(from)));
+    let statement = format!(
+        "SELECT ifNull(impression_id, '') AS impression_id, offset, toUnixTimestamp64Milli(appended_at) AS appended_ms, version \
+         FROM raw_clicks FINAL WHERE log_id = ? AND partition = {partition} AND offset >= {start} AND offset < {end} {appended} \
+         AND verdict IN ('billable', 'late') AND closing NOT IN (SELECT number FROM abandoned_closings) ORDER BY offset"
+    );
+    let rows = server.rows::<ClaimantRow>(&statement, &[log_id.to_string()]).await?;
+    let claimant = |row: ClaimantRow| Claimant {
+        impression_id: row.impression_id,
+        position: Position { log_id, partition, offset: row.offset },
+        appended_at: Millis::new(row.appended_ms),
+        version: row.version,
+    };
+    Ok(rows.into_iter().map(claimant).collect())
 }

@@ -3,14 +3,14 @@
 use super::Table;
 use super::store::DurableStore;
 use super::tables::{Name, micros};
-use crate::backend::{Billable, Known};
+use crate::backend::{Billable, Claimant, Known};
 use crate::error::Result;
 use crate::rows::Count;
 use crate::sequence::{Entry, Kind};
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType};
-use click::{Dimensions, Millis, Minute, Offsets};
+use click::{Dimensions, LogId, Millis, Minute, Offset, Offsets, Partition, Position};
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
@@ -180,6 +180,44 @@ fn conform(batch: &RecordBatch, schema: &Arc<Schema>) -> arrow::error::Result<Re
         cast(batch.column(index), field.data_type())
     };
     RecordBatch::try_new(schema.clone(), schema.fields().iter().map(column).collect::<arrow::error::Result<_>>()?)
+}
+
+/// Raw rows that hold a claim.
+pub(super) async fn claimants(
+    session: &SessionContext,
+    raw_clicks: Arc<dyn TableProvider>,
+    log_id: LogId,
+    partition: Partition,
+    offsets: Range<Offset>,
+) -> PlanResult<Vec<Claimant>> {
+    let wanted = ident("log_id")
+        .eq(lit(log_id.to_string()))
+        .and(ident("partition").eq(lit(partition)))
+        .and(ident("offset").gt_eq(lit(offsets.start)).and(ident("offset").lt(lit(offsets.end))))
+        .and(ident("verdict").eq(lit("billable")).or(ident("verdict").eq(lit("late"))));
+    let columns = vec![ident("impression_id"), ident("offset"), ident("appended_at"), ident("version")];
+    let found = session
+        .read_table(raw_clicks)?
+        .filter(wanted)?
+        .select(columns)?
+        .sort_by(vec![ident("offset")])?
+        .collect()
+        .await?;
+    let mut rows = Vec::new();
+    for batch in found {
+        let impressions = cast(batch.column(0), &DataType::Utf8)?;
+        let impressions = impressions.as_string::<i32>();
+        let offsets = batch.column(1).as_primitive::<Int64Type>();
+        let times = batch.column(2).as_primitive::<TimestampMicrosecondType>();
+        let versions = batch.column(3).as_primitive::<Int64Type>();
+        rows.extend((0..batch.num_rows()).map(|row| Claimant {
+            impression_id: impressions.value(row).into(),
+            position: Position { log_id, partition, offset: offsets.value(row) },
+            appended_at: Millis::new(times.value(row) / 1000),
+            version: versions.value(row),
+        }));
+    }
+    Ok(rows)
 }
 
 /// What the raw rows say of a click.
