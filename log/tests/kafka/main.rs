@@ -6,6 +6,7 @@ mod appending;
 #[path = "../log/conformance.rs"]
 mod conformance;
 mod faults;
+mod groups;
 mod replaced;
 mod support;
 mod topics;
