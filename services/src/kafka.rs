@@ -48,16 +48,24 @@ pub fn shared() -> Option<u16> {
 pub struct Kafka {
     dir: PathBuf,
     port: u16,
+    /// Further lines of server.properties.
+    lines: Vec<String>,
     server: Option<Server>,
 }
 
 impl Kafka {
     /// Starts a broker with its data in `dir`.
     pub fn start(dir: &Path) -> Option<Kafka> {
+        Kafka::start_with(dir, &[])
+    }
+
+    /// The same, with these lines of server.properties, which win.
+    pub fn start_with(dir: &Path, lines: &[&str]) -> Option<Kafka> {
         if let Some(why) = missing() {
             return skip("Kafka", &why);
         }
-        let mut kafka = Kafka { dir: dir.to_owned(), port: free_port(), server: None };
+        let lines = lines.iter().map(|line| line.to_string()).collect();
+        let mut kafka = Kafka { dir: dir.to_owned(), port: free_port(), lines, server: None };
         kafka.restart();
         Some(kafka)
     }
@@ -77,7 +85,7 @@ impl Kafka {
     pub fn restart(&mut self) {
         if self.server.is_none() {
             let mut command = dev_kafka();
-            command.args(["run", "--port", &self.port.to_string(), "--dir"]).arg(&self.dir);
+            command.args(["run", "--port", &self.port.to_string(), "--dir"]).arg(&self.dir).arg("--").args(&self.lines);
             self.server = Some(Server::start(command, self.port, &self.dir.join("broker.out"), START_WAIT));
         }
     }

@@ -64,6 +64,7 @@ pub async fn create_or_check(settings: &Settings, names: &[&str]) -> Result<Repo
     if settings.single_node {
         report.warnings.push(SINGLE_NODE.to_owned());
     }
+    report.warnings.extend(admin.auto_create().await);
     for name in names {
         match admin.describe(name).await? {
             Some(described) => {
@@ -207,6 +208,48 @@ impl Admin {
             Err(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(None),
             Err(code) => Err(self.context.failed(format!("describe topic {name:?}"), code)),
         }
+    }
+
+    /// Which brokers make a topic of any name that somebody asks for. It cannot be changed while a broker runs.
+    async fn auto_create(&self) -> Option<String> {
+        const KEY: &str = "auto.create.topics.enable";
+        let unknown = |error: String| {
+            Some(format!("it is not known whether {KEY} is false, as it should be, on every broker: {error}"))
+        };
+        let (client, wait) = (self.client.clone(), self.context.settings.request_timeout);
+        // Without a topic the question is about all of them; it makes none.
+        let asked = super::blocking(move || Ok(client.inner().fetch_metadata(None, wait))).await;
+        let ids: Vec<i32> = match asked {
+            Ok(Ok(metadata)) => metadata.brokers().iter().map(|broker| broker.id()).collect(),
+            Ok(Err(error)) => return unknown(error.to_string()),
+            Err(error) => return unknown(error.to_string()),
+        };
+        let mut making = Vec::new();
+        // A broker answers for itself alone.
+        for id in ids {
+            let set = match self.client.describe_configs(&[ResourceSpecifier::Broker(id)], &self.options()).await {
+                Ok(set) => set.into_iter().next(),
+                Err(error) => return unknown(error.to_string()),
+            };
+            match set {
+                Some(Ok(set)) => match set.get(KEY).and_then(|entry| entry.value.as_deref()) {
+                    Some("false") => {}
+                    Some(_) => making.push(id.to_string()),
+                    None => return unknown(format!("broker {id} does not say")),
+                },
+                Some(Err(code)) => return unknown(format!("broker {id}: {code}")),
+                None => return unknown(format!("broker {id} does not answer")),
+            }
+        }
+        if making.is_empty() {
+            return None;
+        }
+        Some(format!(
+            "broker {} makes a topic of any name that somebody reads or writes: one of ours that is missing or removed would \
+             come back without the time of appending and with the broker's own number of partitions. Put {KEY}=false into \
+             its server.properties and restart it",
+            making.join(", ")
+        ))
     }
 
     /// What is set for a topic, defaults included.

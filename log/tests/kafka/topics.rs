@@ -110,3 +110,18 @@ async fn settings_that_are_not_possible_are_refused_before_anything_is_asked() {
     let error = KafkaLog::new(tls).err().unwrap().to_string();
     assert!(error.starts_with("Kafka setting security.protocol = "), "{error}");
 }
+
+/// A broker that makes topics by itself is named, with what mends it.
+#[tokio::test]
+async fn a_broker_that_makes_topics_by_itself_is_warned_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(kafka) = services::kafka::Kafka::start_with(dir.path(), &["auto.create.topics.enable=true"]) else {
+        return;
+    };
+    let settings = settings(kafka.port());
+    let report = topics::create_or_check(&settings, &["clicks"]).await.unwrap();
+    assert_eq!((report.created.len(), report.warnings.len()), (1, 2), "{:?}", report.warnings);
+    let warning = &report.warnings[1];
+    assert!(warning.starts_with("broker 1 makes a topic of any name"), "{warning}");
+    assert!(warning.ends_with("Put auto.create.topics.enable=false into its server.properties and restart it"));
+}
