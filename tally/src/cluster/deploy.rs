@@ -1,19 +1,19 @@
 //! `tally deploy`: the pipelines on Arroyo, and how they are doing there.
 
 use super::config::Config;
+use super::reading::ends;
+use super::rows::Seen;
 use super::run::warehouse;
 use crate::status::say;
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use claims::Claims;
-use click::{Clock, Offset, Offsets, SystemClock};
+use click::{Clock, Offsets, SystemClock};
 use deploy::{Arroyo, Cluster, ClusterError, Deadlines, Deployer, Deployment, Progress, Topic};
 use pipeline_files::PipelineFiles;
-use serde::Deserialize;
 use std::sync::Arc;
-use std::time::Duration;
+use tally_log::Log;
 use tally_log::kafka::{KafkaLog, groups};
-use tally_log::{Log, LogError};
 use tokio::sync::Mutex;
 use warehouse::sequence::Entry;
 use warehouse::{Topics, Warehouse};
@@ -81,25 +81,6 @@ struct Parts<'a> {
     seen: Mutex<Option<Seen>>,
 }
 
-/// How far the rows of a version were read, so that each look reads on.
-struct Seen {
-    version: i64,
-    rows: Offsets,
-    consumer: Box<dyn tally_log::Consumer>,
-}
-
-/// As much of a raw row as says whose it is.
-#[derive(Deserialize)]
-struct Row {
-    log_partition: i32,
-    log_offset: Offset,
-    version: i64,
-}
-
-/// Records of one poll, and how long a poll waits.
-const RECORDS_MAX: usize = 10_000;
-const POLL: Duration = Duration::from_millis(500);
-
 impl Parts<'_> {
     async fn warehouse(&self) -> Result<Warehouse> {
         warehouse(self.config).await
@@ -107,50 +88,6 @@ impl Parts<'_> {
 
     async fn entries(&self) -> Result<Vec<Entry>> {
         Ok(self.warehouse().await?.deployments().await?)
-    }
-
-    async fn ends(&self, topic: &tally_log::Topic) -> Result<Offsets, LogError> {
-        let mut ends = Offsets::default();
-        for partition in 0..topic.partitions {
-            ends.set(partition, self.log.held(topic, partition).await?.end);
-        }
-        Ok(ends)
-    }
-
-    /// Reads on in `raw_clicks`, to its end of this moment.
-    async fn read_on(&self, version: i64) -> Result<Offsets> {
-        let topic = self.log.topic(&self.topics.raw_clicks).await?;
-        let ends = self.ends(&topic).await?;
-        let mut seen = self.seen.lock().await;
-        let mut at = match seen.take().filter(|seen| seen.version == version) {
-            Some(seen) => seen,
-            None => {
-                let entries = self.entries().await?;
-                let entry = entries.iter().find(|entry| entry.version == version);
-                let entry = entry.with_context(|| format!("version {version} is not recorded"))?;
-                // Rows that stood in the topic before the deployment are of others.
-                let mut start = Offsets::default();
-                for partition in 0..topic.partitions {
-                    let held = self.log.held(&topic, partition).await?;
-                    start.set(partition, entry.result_positions.raw_clicks.get(partition).max(held.start));
-                }
-                Seen { version, rows: Offsets::default(), consumer: self.log.consumer(&topic, &start).await? }
-            }
-        };
-        while ends.iter().any(|(partition, end)| at.consumer.next().get(partition) < end) {
-            for record in at.consumer.poll(RECORDS_MAX, POLL).await? {
-                // A record that is no row is the loader's to complain about.
-                let Ok(row) = serde_json::from_slice::<Row>(&record.value) else { continue };
-                let next = row.log_offset + 1;
-                let known = at.rows.iter().any(|(partition, offset)| partition == row.log_partition && offset >= next);
-                if row.version == version && !known {
-                    at.rows.set(row.log_partition, next);
-                }
-            }
-        }
-        let rows = at.rows.clone();
-        *seen = Some(at);
-        Ok(rows)
     }
 }
 
@@ -178,14 +115,9 @@ impl Cluster for Parts<'_> {
 
     async fn announce(&self, _: &Deployment) -> Result<(), ClusterError> {
         let partitions = self.log.topic(&self.topics.clicks).await?.partitions;
-        let known = self.entries().await?.into_iter().map(|entry| claims::Deployment {
-            version: entry.version,
-            log_id: entry.log_id,
-            // The claims want every partition; one that is not named starts at its beginning.
-            positions: (0..partitions).map(|partition| (partition, entry.positions.get(partition))).collect(),
-        });
+        let known = super::claims::deployments(&self.entries().await?, partitions);
         let mut claims = Claims::connect(&self.config.claims.url).await?;
-        claims.record(&known.collect::<Vec<_>>(), self.config.horizon_ms()).await?;
+        claims.record(&known, self.config.horizon_ms()).await?;
         Ok(())
     }
 
@@ -196,7 +128,20 @@ impl Cluster for Parts<'_> {
 
     async fn progress(&self, deployment: &Deployment) -> Result<Progress, ClusterError> {
         let clicks = self.log.topic(&self.topics.clicks).await?;
-        let rows = self.read_on(deployment.version).await?;
-        Ok(Progress { rows, ends: self.ends(&clicks).await? })
+        let mut seen = self.seen.lock().await;
+        let read_on = match seen.take().filter(|seen| seen.version() == deployment.version) {
+            Some(seen) => seen,
+            None => {
+                let entries = self.entries().await?;
+                let entry = entries.iter().find(|entry| entry.version == deployment.version);
+                let entry = entry.with_context(|| format!("version {} is not recorded", deployment.version))?;
+                // Rows that stood in the topic before the deployment are of others.
+                Seen::new(deployment.version, entry.result_positions.raw_clicks.clone(), clicks.partitions)
+            }
+        };
+        let seen = seen.insert(read_on);
+        let raw_clicks = self.log.topic(&self.topics.raw_clicks).await?;
+        let rows = seen.read_on(&*self.log, &raw_clicks, SystemClock.now()).await?.clone();
+        Ok(Progress { rows, ends: ends(&*self.log, &clicks).await? })
     }
 }
