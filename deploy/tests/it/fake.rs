@@ -20,7 +20,8 @@ pub struct Recorded(Value);
 
 impl Recorded {
     pub fn of(name: &str) -> Self {
-        let path = format!("{}/tests/answers/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        // Tests of other crates use this file too.
+        let path = format!("{}/../deploy/tests/answers/{name}.json", env!("CARGO_MANIFEST_DIR"));
         Recorded(serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap())
     }
 
@@ -113,11 +114,16 @@ impl Fake {
     }
 
     pub async fn serve_within(&self, deadlines: Deadlines) -> Arroyo {
+        Arroyo::new(&self.listen().await, deadlines).unwrap()
+    }
+
+    /// Serves on loopback, and says where.
+    pub async fn listen(&self) -> String {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(answer).with_state(self.clone());
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Arroyo::new(&address, deadlines).unwrap()
+        address
     }
 
     /// What happened since this was last asked.

@@ -1,0 +1,10 @@
+//! What an operator does with pipelines on Arroyo: real Kafka, Redis and ClickHouse, and an Arroyo that answers as a real
+//! one was recorded.
+#![allow(clippy::unwrap_used)]
+
+mod deploys;
+#[allow(dead_code)]
+#[path = "../../../deploy/tests/it/fake.rs"]
+mod fake;
+mod rebuild;
+mod site;
