@@ -96,8 +96,10 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         Name::Reporting(0),
         Name::Redirect(1),
         Name::Redis,
+        Name::ClickHouse,
         Name::Kafka,
         Name::Load,
+        Name::ClickHouse,
         Name::Run,
     ];
     let mut requests = JoinSet::new();

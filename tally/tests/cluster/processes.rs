@@ -1,7 +1,7 @@
 //! The servers and processes of a cluster on loopback.
 
 use serde_json::Value;
-use services::clickhouse::{ClickHouse, Database};
+use services::clickhouse::ClickHouse;
 use services::kafka::Kafka;
 use services::redis::Redis;
 use services::{Server, free_port};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 pub enum Name {
     Kafka,
     Redis,
+    ClickHouse,
     Redirect(usize),
     Run,
     Load,
@@ -24,7 +25,9 @@ pub struct Cluster {
     dir: tempfile::TempDir,
     kafka: Kafka,
     redis: Redis,
-    database: Database,
+    /// An engine of this test's own: it is killed.
+    clickhouse: Option<ClickHouse>,
+    clickhouse_port: u16,
     /// Public port, where there is one, and the operators'.
     ports: BTreeMap<Name, [u16; 2]>,
     running: BTreeMap<Name, Server>,
@@ -51,14 +54,16 @@ impl Cluster {
             std::fs::create_dir(&path).unwrap();
             path
         };
-        let database = Database::new(ClickHouse::shared()?);
+        let clickhouse_port = free_port();
+        let clickhouse = Some(ClickHouse::start_in(&folder("clickhouse"), clickhouse_port)?);
         let redis = Redis::start(&folder("redis"), &[])?;
         let kafka = Kafka::start(&folder("kafka"))?;
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build().unwrap();
         let names =
             [Name::Redirect(0), Name::Redirect(1), Name::Run, Name::Load, Name::Reporting(0), Name::Reporting(1)];
         let ports = names.into_iter().map(|name| (name, [free_port(), free_port()])).collect();
-        let mut cluster = Cluster { dir, kafka, redis, database, ports, running: BTreeMap::new(), client };
+        let running = BTreeMap::new();
+        let mut cluster = Cluster { dir, kafka, redis, clickhouse, clickhouse_port, ports, running, client };
         cluster.once(&["topics"]);
         cluster.once(&["topics"]);
         cluster.once(&["load", "--migrate"]);
@@ -87,12 +92,7 @@ impl Cluster {
             set("KAFKA__REPLICATION", "1");
         }
         if prefix != "TALLY_REDIRECT_" {
-            set("CLICKHOUSE__URL", &self.database.server.url);
-            set("CLICKHOUSE__DATABASE", &self.database.name);
-            if let Some((user, password)) = &self.database.server.user {
-                set("CLICKHOUSE__USER", user);
-                set("CLICKHOUSE__PASSWORD", password);
-            }
+            set("CLICKHOUSE__URL", &format!("http://127.0.0.1:{}", self.clickhouse_port));
         }
         if prefix == "TALLY_CLUSTER_" {
             set("PIPELINES", &root().join("pipelines").display().to_string());
@@ -111,6 +111,10 @@ impl Cluster {
         let (mut command, port) = match name {
             Name::Kafka => return self.kafka.restart(),
             Name::Redis => return self.redis.start_again(),
+            Name::ClickHouse => {
+                self.clickhouse = ClickHouse::start_in(&self.dir.path().join("clickhouse"), self.clickhouse_port);
+                return;
+            }
             Name::Redirect(_) => {
                 let mut command = self.command(binary("tally-redirect"), "TALLY_REDIRECT_");
                 command.env("TALLY_REDIRECT_LISTEN", public).env("TALLY_REDIRECT_ADMIN_LISTEN", admin);
@@ -147,6 +151,7 @@ impl Cluster {
         match name {
             Name::Kafka => self.kafka.kill(),
             Name::Redis => self.redis.kill(),
+            Name::ClickHouse => self.clickhouse.take().unwrap().kill(),
             name => self.running.remove(&name).unwrap().kill(),
         }
     }
