@@ -15,6 +15,9 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Deploy the pipelines also if nothing has changed. No key of the file: it is asked for once.
+    #[serde(skip)]
+    pub again: bool,
     /// Where everything is kept.
     pub data: PathBuf,
     /// Folder of the pipeline files.
@@ -90,6 +93,7 @@ fn loopback(port: u16) -> SocketAddr {
 impl Default for Config {
     fn default() -> Self {
         Config {
+            again: false,
             data: "data".into(),
             pipelines: "pipelines".into(),
             catalog: None,

@@ -112,7 +112,10 @@ impl Machine {
             data.join("warehouse").display(),
             kept.display()
         );
-        let deployment = warehouse.deploy(&*log, &topics, &digest).await?;
+        let deployment = match config.again {
+            true => warehouse.deploy_again(&*log, &topics, &digest).await?,
+            false => warehouse.deploy(&*log, &topics, &digest).await?,
+        };
         let settings = RunnerSettings {
             lateness,
             claims: ClaimsSettings { horizon_ms, ..ClaimsSettings::default() },

@@ -265,8 +265,12 @@ fn greet(config: &Config, machine: &Machine, redirect_at: SocketAddr, reporting_
     }
     if deployment.new && version > 1 {
         say(&format!(
-            "The pipelines, their functions or their settings changed: this is a new version. What is final stays as it \
-             is; what was not final at {} is judged again, and what comes is judged, by the new rules.",
+            "{}: this is a new version. What is final stays as it is; what was not final at {} is judged again, and what \
+             comes is judged, by its rules.",
+            match config.again {
+                true => "Deployed again",
+                false => "The pipelines, their functions or their settings changed",
+            },
             machine.warehouse.status().complete_through
         ));
     }

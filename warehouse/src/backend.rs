@@ -69,6 +69,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Quarter hours and days (UTC) that end in (`from`, `through`], summed up from the minutes. Each table once.
     async fn roll_up(&self, number: u64, from: Minute, through: Minute) -> Result<()>;
 
+    /// Gives up a closing that began and did not end: what it has written never counts, once the entry of its number is
+    /// another one. Until that is put the closing can still be carried out, from its beginning.
+    async fn abandon(&self, number: u64) -> Result<()>;
+
     /// Work that makes later reads cheaper and changes nothing of what they say, after minutes from `from` to
     /// `through` became final.
     async fn tidy(&self, from: Minute, through: Minute) -> Result<()>;

@@ -4,7 +4,7 @@
 //! * `tables`: names, columns and rows of the tables
 //! * `check`: what is damaged is found and named when a table is opened
 //! * `query`: entries, sums and recounts, on DataFusion, and `report`, reports
-//! * `tidy`: many small files become few
+//! * `tidy`: many small files become few; `undo`: a step is taken back
 //!
 //! A step of a closing is one commit, which carries the closing's number as an application transaction: a table whose
 //! number is as high was written already. A commit is never retried on top of somebody else's: one loader writes.
@@ -16,6 +16,7 @@ mod store;
 mod sums;
 mod tables;
 mod tidy;
+mod undo;
 
 use crate::backend::{Backend, Billable, Claimant, Known, Rows, StepRows, View};
 use crate::error::{Error, Result};
@@ -303,6 +304,14 @@ impl Backend for Delta {
             let rows = query::roll_up(&self.session, &source, target, start(from), start(through)).await?;
             drop(source);
             into.append_query(rows, number).await?;
+        }
+        Ok(())
+    }
+
+    /// From the last step to the first, so that those that are left are always the first ones.
+    async fn abandon(&self, number: u64) -> Result<()> {
+        for name in Name::ALL.into_iter().rev().filter(|name| *name != Name::Closings) {
+            self.table(name).lock().await.undo(number).await?;
         }
         Ok(())
     }

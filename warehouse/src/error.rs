@@ -39,7 +39,7 @@ pub enum Error {
     OtherLog { topic: String, counted: LogId, found: LogId },
     /// What a closing must write is not in the result topic, though it was there when the closing began.
     #[error(
-        "closing {number}: topic {topic:?} has no row of {partition}:{offset}; deploy again to count from the last closing on"
+        "closing {number}: topic {topic:?} has no row of {partition}:{offset}; `tally deploy --again`, or on one machine `tally up --again`, gives the closing up and counts from the one before it on"
     )]
     RowGone { number: u64, topic: String, partition: Partition, offset: Offset },
     /// The rows that were counted and the rows that are written differ: nothing more is written.

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tally_log::{Log, Topic, durable};
+use tally_log::{Log, LogError, Topic, durable};
 
 /// What can be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,8 @@ impl Warehouse {
     }
 
     /// The same, also if the digest has not changed: the way back for an engine that lost its way, or for result
-    /// topics that were not read in time.
+    /// topics that were not read in time. A closing that began and whose rows are gone is given up for it: nothing of it
+    /// counted, and the new version counts its minutes.
     pub async fn deploy_again(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
         self.deploy_if(log, topics, digest, true).await
     }
@@ -136,7 +137,10 @@ impl Warehouse {
             }
         }
         // A closing that began is carried out first, by the rules that it began under.
-        self.finish_begun(&mut sequence, log, topics).await?;
+        match self.finish_begun(&mut sequence, log, topics).await {
+            Err(error) if again && are_rows_gone(&error, topics) => self.give_up(&sequence, &error).await?,
+            finished => finished?,
+        }
         let now = self.0.clock.now();
         // Rows that stand in the result topics before this moment are of earlier deployments, or of none.
         let result_positions = ResultPositions {
@@ -246,6 +250,13 @@ impl Warehouse {
         Ok(())
     }
 
+    /// Gives up the closing that began. The deployment that follows takes its number.
+    async fn give_up(&self, sequence: &Option<Sequence>, error: &Error) -> Result<()> {
+        let Some(begun) = sequence.as_ref().and_then(|sequence| sequence.begun.as_ref()) else { return Ok(()) };
+        tracing::warn!(number = begun.number, %error, "a closing that began cannot be carried out, and is given up");
+        self.0.backend.abandon(begun.number).await
+    }
+
     /// The first offsets of the log that the next closing, a restart or a new version still needs: those of the last
     /// entry. `None` before the first deployment. Waits while a closing is written.
     pub async fn needed(&self) -> Option<Needed> {
@@ -280,6 +291,15 @@ pub(crate) fn check_log(sequence: &Sequence, clicks: &Topic) -> Result<()> {
         return Ok(());
     }
     Err(Error::OtherLog { topic: clicks.name.clone(), counted, found: clicks.log_id })
+}
+
+/// Whether a closing met rows that the result topic no longer holds: no later try can do better.
+fn are_rows_gone(error: &Error, topics: &Topics) -> bool {
+    match error {
+        Error::RowGone { .. } => true,
+        Error::Log(LogError::OutOfRange { topic, .. }) => *topic == topics.raw_clicks,
+        _ => false,
+    }
 }
 
 /// The first position that is held of every partition, and the append time of the first record of all.

@@ -9,16 +9,19 @@ use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use tally_log::LogError;
 use warehouse::backend::{Backend, Billable, Provisional, Rows, StepRows, View};
+use warehouse::report::{ReportQuery, TimeUnit};
 use warehouse::rows::{Correction, Count, Quarantined, RawRow};
-use warehouse::sequence::Entry;
-use warehouse::{Claimant, Error, Known, Result, Warehouse};
+use warehouse::sequence::{Entry, Sequence};
+use warehouse::{Claimant, Error, Known, Result, Topics, Warehouse};
 use world::*;
 
 on_each_kind! {
     each_step_is_done_once_whatever_dies,
     a_closing_that_began_reaches_no_further_when_it_goes_on,
     what_was_counted_before_a_crash_is_compared_after_it,
+    a_closing_whose_rows_are_gone_is_given_up,
 }
 
 /// Dies at the k-th place, and at every later one.
@@ -96,6 +99,12 @@ impl Backend for Dying {
     async fn roll_up(&self, number: u64, from: Minute, through: Minute) -> Result<()> {
         place(&self.left)?;
         self.tables.roll_up(number, from, through).await?;
+        place(&self.left)
+    }
+
+    async fn abandon(&self, number: u64) -> Result<()> {
+        place(&self.left)?;
+        self.tables.abandon(number).await?;
         place(&self.left)
     }
 
@@ -301,4 +310,89 @@ async fn what_was_counted_before_a_crash_is_compared_after_it(kind: Kind) {
     let mut world = World::open(&site, now).await;
     assert_eq!(world.load().await, minute("12:07"));
     assert_eq!(world.by_minute().await.iter().map(|row| (row.2, row.3)).collect::<Vec<_>>(), [(1, false), (1, false)]);
+}
+
+/// Everything that is reported, in every unit of time, and how many raw rows are billed.
+async fn counted(world: &World) -> (Vec<(String, String, i64, bool)>, Vec<Vec<(Option<Millis>, i64)>>, i64) {
+    let mut sums = Vec::new();
+    for time in [None, Some(TimeUnit::Hour), Some(TimeUnit::Day)] {
+        let report = world.report(&ReportQuery { time, ..total() }).await;
+        sums.push(report.rows.iter().map(|row| (row.time, row.clicks)).collect());
+    }
+    let tables = world.site.backend().await;
+    // On Delta Lake the folder is in use, and its dump is compared.
+    let billed = match world.site.kind() {
+        Kind::Delta => 0,
+        Kind::ClickHouse => {
+            let all = Minute::from_number(0)..Minute::from_number(100_000_000);
+            let before = (0..PARTITIONS).map(|partition| (partition, i64::MAX)).collect();
+            let rows = tables.unwrap().billable(all, Millis::new(i64::MAX), &before).await.unwrap();
+            rows.iter().map(|row| row.count.clicks).sum()
+        }
+    };
+    (world.by_minute().await, sums, billed)
+}
+
+/// Wherever a closing died: when the result topics no longer hold its rows, a deployment of the same pipeline gives it up,
+/// and what the new version counts is what the closing would have, once. It may die itself in between.
+async fn a_closing_whose_rows_are_gone_is_given_up(kind: Kind) {
+    let start = temp(kind).await;
+    let now = prepare(&start).await;
+    let whole = start.copy().await;
+    let mut world = World::open(&whole, now).await;
+    to_the_end(&mut world).await.unwrap();
+    let expected = counted(&world).await;
+    drop(world);
+    let tables = whole.dump().await;
+
+    let (topics, mut given_up, mut died_again) = (Topics::default(), 0, 0);
+    for round in 0.. {
+        let site = start.copy().await;
+        let (mut world, _) = dying(&site, now, round * 3).await;
+        if to_the_end(&mut world).await.is_ok() {
+            break;
+        }
+        drop(world);
+        let world = World::open(&site, now).await;
+        let (rows, version) = (world.raw_rows().await, world.deployed().await.version);
+        drop(world);
+        World::lose_raw_rows(&site, now).await;
+        let entries = site.backend().await.unwrap().entries().await.unwrap();
+        let is_begun = Sequence::of(entries).unwrap().begun.is_some();
+        let mut world = World::open(&site, now).await;
+        let error = world.try_load().await.unwrap_err();
+        let is_gone = matches!(&error, Error::Log(LogError::OutOfRange { topic, .. }) if *topic == topics.raw_clicks);
+        assert!(is_gone || matches!(error, Error::RowGone { .. }), "{error}");
+        if is_begun {
+            // Nothing is given up unasked.
+            assert!(world.warehouse.deploy(&*world.log, &topics, "three").await.is_err());
+            given_up += 1;
+        }
+        drop(world);
+        if round % 2 == 1 {
+            let (world, _) = dying(&site, now, round / 2 % 4).await;
+            died_again += usize::from(world.warehouse.deploy_again(&*world.log, &topics, "two").await.is_err());
+        }
+        let mut world = World::open(&site, now).await;
+        if world.deployed().await.version == version {
+            world.warehouse.deploy_again(&*world.log, &topics, "two").await.unwrap();
+        }
+        let deployment = world.deployed().await;
+        assert_eq!(deployment.version, version + 1);
+        // The new version reads the log from its start on.
+        world.judge_again(rows, &deployment).await;
+        to_the_end(&mut world).await.unwrap();
+        assert_eq!(counted(&world).await, expected, "died at place {}", round * 3);
+        drop(world);
+        if kind == Kind::Delta {
+            let found = site.dump().await;
+            for table in ["clicks_by_minute", "clicks_by_quarter_hour", "clicks_by_day", "quarantine"] {
+                assert_eq!(found[table], tables[table], "{table}, died at place {}", round * 3);
+            }
+            for table in ["raw_clicks", "click_corrections"] {
+                assert_eq!(found[table].len(), tables[table].len(), "{table}, died at place {}", round * 3);
+            }
+        }
+    }
+    assert!(given_up > 3 && died_again > 1, "{given_up} given up, {died_again} died again");
 }

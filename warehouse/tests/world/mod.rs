@@ -6,7 +6,7 @@ mod site;
 
 pub use site::{Kind, Site, temp};
 
-use click::{Clock, Lateness, ManualClock, Millis, Minute, Offset, Partition};
+use click::{Clock, Lateness, ManualClock, Millis, Minute, Offset, Offsets, Partition};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tally_log::local::{LocalLog, Settings as LogSettings};
 use tally_log::{Log, Topic};
 use warehouse::report::{Dimension, Order, Report, ReportQuery, Reports, TimeUnit};
+use warehouse::sequence::Entry;
 use warehouse::{Deployment, Loader, Settings, Topics, Warehouse};
 
 /// Makes a test of each function for each kind of tables. One that this machine has not passes, and says so.
@@ -188,6 +189,69 @@ impl World {
             let values = [ad.to_string(), self::campaign(ad), "pub".into(), "DE".into(), "mobile".into()];
             *self.windows.entry((clicked.min(appended).minute().start(), values)).or_default() += 1;
         }
+    }
+
+    /// The newest deployment.
+    pub async fn deployed(&self) -> Entry {
+        self.warehouse.deployments().await.unwrap().pop().unwrap()
+    }
+
+    /// The rows of the newest version in the result topic, each position once.
+    pub async fn raw_rows(&self) -> Vec<Value> {
+        let version = self.deployed().await.version;
+        let mut consumer = self.log.consumer(&self.raw, &Offsets::beginning(self.raw.partitions)).await.unwrap();
+        let mut rows = BTreeMap::new();
+        loop {
+            let records = consumer.poll(1_000, std::time::Duration::ZERO).await.unwrap();
+            if records.is_empty() {
+                return rows.into_values().collect();
+            }
+            for record in records {
+                let row: Value = serde_json::from_slice(&record.value).unwrap();
+                if row["version"] == version {
+                    rows.insert((row["log_partition"].as_i64(), row["log_offset"].as_i64()), row);
+                }
+            }
+        }
+    }
+
+    /// The result topic forgets all that it holds.
+    pub async fn lose_raw_rows(site: &Site, now: Millis) {
+        let clock = Arc::new(ManualClock::new(now.plus(1)));
+        let settings = LogSettings { segment_bytes_max: 1, ..LogSettings::default() };
+        let log = LocalLog::open(&site.path().join("log"), settings, clock).unwrap().0;
+        let raw = log.topic("raw_clicks").await.unwrap();
+        // The segment that is written to is kept, so it must not be theirs.
+        for _ in 0..2 {
+            log.append(&raw, 0, None, "nothing".into()).await.unwrap().await.unwrap();
+        }
+        assert!(log.retain("raw_clicks", now.plus(60_000)).await.unwrap() > 0);
+    }
+
+    /// Lets an engine of this version make rows from its start on, and minutes of them.
+    pub async fn judge_again(&mut self, rows: Vec<Value>, deployment: &Entry) {
+        self.windows.clear();
+        let mut end = Millis::default();
+        for mut row in rows {
+            let number = |name: &str| row[name].as_i64().unwrap();
+            let (partition, offset) = (number("log_partition") as Partition, number("log_offset"));
+            let time = |name: &str| format!("{}Z", row[name].as_str().unwrap()).parse::<Millis>().unwrap();
+            let (clicked, appended) = (time("timestamp"), time("appended_at"));
+            end = end.max(appended);
+            if offset < deployment.positions.get(partition) {
+                continue;
+            }
+            if row["verdict"] == "billable" {
+                let values = ["ad_id", "campaign_id", "publisher_id", "country", "device"];
+                let values = values.map(|name| row[name].as_str().unwrap().to_string());
+                *self.windows.entry((clicked.min(appended).minute().start(), values)).or_default() += 1;
+            }
+            row["version"] = deployment.version.into();
+            self.write_raw(&row).await;
+        }
+        let (version, positions) = (deployment.version, deployment.positions.clone());
+        self.deployment = Some(Deployment { version, positions, new: true });
+        self.write_minutes(end).await;
     }
 
     pub async fn write_raw(&self, row: &Value) {
