@@ -40,6 +40,12 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// The impression that it claims; with the changed rule the second person's device is a bot.
+    pub fn claims(&self, phones_are_bots: bool) -> Option<&str> {
+        let is_bot = self.person.is_none_or(|person| person == 1 && phones_are_bots);
+        self.impression.as_deref().filter(|_| !is_bot && self.reason.is_none())
+    }
+
     fn json(&self) -> String {
         let at = Millis::new(self.clicked);
         let Some(impression) = &self.impression else {

@@ -3,6 +3,7 @@
 
 mod arroyo;
 mod clicks;
+mod keys;
 mod memory_log;
 mod refused;
 

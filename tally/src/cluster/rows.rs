@@ -174,7 +174,7 @@ mod tests {
         append(row(0, 9, 2)).await;
         append(row(0, 8, 2)).await;
         let first = Offsets::from_iter([(0, 1)]);
-        let mut look = async |seen: &mut Seen| {
+        let look = async |seen: &mut Seen| {
             let rows = seen.read_on(&log, &topic, click::Clock::now(&*clock)).await.unwrap();
             (rows.iter().collect::<Vec<_>>(), std::mem::take(&mut *log.began.lock().unwrap()))
         };
