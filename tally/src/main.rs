@@ -88,6 +88,9 @@ struct Up {
     /// Address of the sample catalog's landing pages [default: 127.0.0.1:8082]
     #[arg(long, value_name = "ADDRESS")]
     sample: Option<SocketAddr>,
+    /// Deploy the pipelines also if nothing has changed: what is not final is judged again from the log
+    #[arg(long)]
+    again: bool,
     /// Send 200 clicks a second to itself, as `tally demo` does
     #[arg(long)]
     demo: bool,
@@ -97,6 +100,7 @@ impl Up {
     fn config(&self) -> Result<Config> {
         let mut config = self.config.as_deref().map_or(Ok(Config::default()), Config::read)?;
         let Up { data, pipelines, catalog, lateness, slack, redirect, reporting, sample, .. } = self;
+        config.again = self.again;
         config.data = data.clone().unwrap_or(config.data);
         config.pipelines = pipelines.clone().unwrap_or(config.pipelines);
         config.catalog = catalog.clone().or(config.catalog);
