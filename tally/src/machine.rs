@@ -340,3 +340,21 @@ async fn appended_at(log: &LocalLog, topic: &Topic, partition: Partition, offset
     let records = consumer.poll(1, Duration::from_secs(10)).await?;
     Ok(records.first().map(|record| record.appended_at))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use click::SystemClock;
+
+    #[tokio::test]
+    async fn what_has_not_changed_is_deployed_again_when_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipelines = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../pipelines");
+        let config = Config { data: dir.path().join("data"), pipelines, ..Config::default() };
+        for (again, version, new) in [(false, 1, true), (false, 1, false), (true, 2, true), (false, 2, false)] {
+            let config = Config { again, ..config.clone() };
+            let deployment = Machine::open(&config, Arc::new(SystemClock)).await.unwrap().deployment;
+            assert_eq!((deployment.version, deployment.new), (version, new));
+        }
+    }
+}
