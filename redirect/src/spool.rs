@@ -306,7 +306,8 @@ impl Spool {
         let path = self.0.settings.dir.join(SENT);
         let json = serde_json::to_vec(&sent).expect("numbers and an id, which JSON can hold");
         let before = oldest.unwrap_or_else(|| self.0.clock.now());
-        tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await.unwrap_or_else(|_| Ok(()))?;
+        let written = tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await;
+        written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
         if open.log.retain(TOPIC, before).await? > 0 {
             faults::at(Point::SpoolRemoved);
         }
