@@ -115,13 +115,14 @@ impl Cluster {
                 self.clickhouse = ClickHouse::start_in(&self.dir.path().join("clickhouse"), self.clickhouse_port);
                 return;
             }
-            Name::Redirect(_) => {
+            Name::Redirect(node) => {
                 let mut command = self.command(binary("tally-redirect"), "TALLY_REDIRECT_");
                 command.env("TALLY_REDIRECT_LISTEN", public).env("TALLY_REDIRECT_ADMIN_LISTEN", admin);
                 command.env("TALLY_REDIRECT_CATALOG", root().join("catalog/sample.csv"));
                 command.env("TALLY_REDIRECT_IP_HASH_KEY", "a secret of this test");
                 command.env("TALLY_REDIRECT_TRUSTED_PROXIES", "[\"127.0.0.1\"]");
                 command.env("TALLY_REDIRECT_SEEN__URL", self.redis.url());
+                command.env("TALLY_REDIRECT_SPOOL__DIR", self.dir.path().join(format!("spool-{node}")));
                 (command, ports[0])
             }
             Name::Run => {
