@@ -201,10 +201,11 @@ impl Server {
         std::fs::write(&catalog, crate::machine::SAMPLE_CATALOG)?;
         let config = format!(
             "listen = \"{address}\"\nadmin_listen = \"{admin}\"\ncatalog = \"{}\"\nip_hash_key = \"{}\"\n\
-             log = {{ local = {{ dir = \"{}\" }} }}\n",
+             log = {{ local = {{ dir = \"{}\" }} }}\n[spool]\ndir = \"{}\"\n",
             catalog.display(),
             uuid::Uuid::new_v4().simple(),
-            dir.join("log").display()
+            dir.join("log").display(),
+            dir.join("spool").display()
         );
         let path = dir.join("redirect.toml");
         std::fs::write(&path, config)?;
