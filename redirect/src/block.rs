@@ -6,9 +6,11 @@
 //! without TEXT, those that have the header at all.
 
 use crate::networks::network;
+use crate::reload::Reloaded;
 use axum::http::{HeaderMap, HeaderName};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Most bytes of a file: some hundred thousand networks.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -44,6 +46,17 @@ impl Blocks {
             return Err(named(std::io::Error::other(format!("more than {FILE_BYTES_MAX} bytes"))).into());
         }
         Self::parse(&file, &std::fs::read_to_string(path).map_err(named)?)
+    }
+
+    /// The rules of a file, loaded again when it changes; none without a file.
+    ///
+    /// # Errors
+    /// As for [`Blocks::load`].
+    pub fn follow(path: Option<&Path>) -> Result<Arc<Reloaded<Blocks>>, BlockError> {
+        match path {
+            Some(path) => Reloaded::open(path, "block rules", Blocks::load),
+            None => Ok(Reloaded::fixed("block rules", Blocks::default())),
+        }
     }
 
     /// Parses the text of a file, which `file` names in errors.

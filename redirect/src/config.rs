@@ -44,7 +44,7 @@ pub struct Config {
     pub countries: Option<PathBuf>,
     /// Connections that may be open at once.
     pub connections_max: usize,
-    pub spool: SpoolConfig,
+    pub spool: SpoolSettings,
     pub signatures: Signatures,
     pub seen: Seen,
     pub kafka: kafka::Settings,
@@ -59,25 +59,6 @@ pub enum Store {
     Local {
         dir: PathBuf,
     },
-}
-
-/// The spool: clicks on this machine's disk that the log did not acknowledge in time.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SpoolConfig {
-    /// Its folder, of one redirect alone.
-    pub dir: PathBuf,
-    /// Bytes of clicks that may wait.
-    pub bytes_max: u64,
-    /// Clicks that wait for longer are kept aside, and not sent by themselves.
-    #[serde(deserialize_with = "duration")]
-    pub age_max: Duration,
-}
-
-impl Default for SpoolConfig {
-    fn default() -> Self {
-        SpoolConfig { dir: "data/spool".into(), bytes_max: 256 << 20, age_max: Duration::from_secs(3_600) }
-    }
 }
 
 /// Signed URLs.
@@ -146,7 +127,7 @@ impl Default for Config {
             block_rules: None,
             countries: None,
             connections_max: Settings::default().connections_max,
-            spool: SpoolConfig::default(),
+            spool: SpoolSettings::default(),
             signatures: Signatures::default(),
             seen: Seen::default(),
             kafka: kafka::Settings::default(),
@@ -185,12 +166,6 @@ impl Config {
             connections_max: self.connections_max,
             ..Settings::default()
         })
-    }
-
-    /// The spool, as it is opened.
-    pub fn spool_settings(&self) -> SpoolSettings {
-        let SpoolConfig { dir, bytes_max, age_max } = self.spool.clone();
-        SpoolSettings { dir, bytes_max, age_max }
     }
 
     /// How the shared hint is asked for, if there is one.

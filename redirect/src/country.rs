@@ -1,9 +1,11 @@
 //! The country of an address, from a file in the MaxMind DB format: GeoLite2-Country, DB-IP's or one of your own.
 
+use crate::reload::Reloaded;
 use click::Country;
 use maxminddb::{MaxMindDbError, PathElement, Reader};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A country for each network.
 pub struct Countries(Reader<Vec<u8>>);
@@ -34,6 +36,14 @@ impl Countries {
             std::fs::read(path).map_err(|error| std::io::Error::new(error.kind(), format!("{file}: {error}")))?;
         let checked = Reader::from_source(bytes).and_then(|reader| reader.verify().map(|()| reader));
         checked.map(Countries).map_err(|error| CountryError::Format { file, error })
+    }
+
+    /// The countries of a file, loaded again when it changes, if there is one.
+    ///
+    /// # Errors
+    /// As for [`Countries::load`].
+    pub fn follow(path: Option<&Path>) -> Result<Option<Arc<Reloaded<Countries>>>, CountryError> {
+        path.map(|path| Reloaded::open(path, "country file", Countries::load)).transpose()
     }
 
     /// The country of an address, if the file knows one.

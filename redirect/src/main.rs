@@ -52,12 +52,8 @@ async fn run(cli: Cli) -> Result<()> {
     let settings = config.settings()?;
     let catalog = Reloaded::open(&config.catalog, "catalog", |path| Catalog::load(path))?;
     let keys = config.signatures.keys(config.spool.age_max, config.seen.horizon)?;
-    let blocks = match &config.block_rules {
-        Some(path) => Reloaded::open(path, "block rules", Blocks::load)?,
-        None => Reloaded::fixed("block rules", Blocks::default()),
-    };
-    let open_countries = |path: &PathBuf| Reloaded::open(path, "country file", Countries::load);
-    let countries = config.countries.as_ref().map(open_countries).transpose()?;
+    let blocks = Blocks::follow(config.block_rules.as_deref())?;
+    let countries = Countries::follow(config.countries.as_deref())?;
     let secret = Secret::new(config.ip_hash_key.as_bytes()).context("ip_hash_key")?;
     let listener = bind("redirect", config.listen).await?;
     let operators = bind("admin", config.admin_listen).await?;
@@ -90,7 +86,7 @@ async fn run(cli: Cli) -> Result<()> {
         Some(settings) => Arc::new(SeenInRedis::start(settings).context("seen.url")?),
         None => Arc::new(SeenInMemory::new(config.seen.horizon, SEEN_MAX)),
     };
-    let spool = Spool::open(config.spool_settings(), topic.partitions, clock.clone()).await.context("spool.dir")?;
+    let spool = Spool::open(config.spool.clone(), topic.partitions, clock.clone()).await.context("spool.dir")?;
     let with = With { secret, seen, keys, blocks, countries, spool: Some(spool) };
     let service = Service::new(log, topic, catalog, clock, settings, with);
     metrics::redirect(&mut metrics, &service);

@@ -60,6 +60,7 @@ pub struct With {
 impl With {
     /// No keys, no rules, no country file and no spool.
     pub fn new(secret: Secret, seen: Arc<dyn SeenBefore>) -> With {
+        // Without a file there is nothing that could fail.
         let blocks = Reloaded::fixed("block rules", Blocks::default());
         With { secret, seen, keys: Keys::default(), blocks, countries: None, spool: None }
     }

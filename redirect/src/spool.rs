@@ -40,15 +40,23 @@ const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// From here on it is said that the spool fills up, in parts of a hundred.
 const NEARLY_FULL: u64 = 90;
 
-/// What can be set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What can be set; also a table of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct SpoolSettings {
     /// Its folder, of one redirect alone.
     pub dir: PathBuf,
     /// Bytes of clicks that may wait. One more is not taken.
     pub bytes_max: u64,
     /// Clicks that wait for longer are kept aside and not sent: their impression's claim may be over.
+    #[serde(deserialize_with = "serving::config::duration")]
     pub age_max: Duration,
+}
+
+impl Default for SpoolSettings {
+    fn default() -> Self {
+        SpoolSettings { dir: "data/spool".into(), bytes_max: 256 << 20, age_max: Duration::from_secs(3_600) }
+    }
 }
 
 /// Why a click is not in the spool.
@@ -105,6 +113,8 @@ struct Shared {
     /// By partition.
     queues: Mutex<Vec<Queue>>,
     aside: Aside,
+    /// What the file `sent` says, as far as this process wrote it.
+    sent: Mutex<Vec<Offset>>,
     /// Somebody put something in, or took something out.
     changed: Notify,
     spooled: AtomicU64,
@@ -114,6 +124,7 @@ struct Shared {
 
 #[derive(Clone)]
 struct Open {
+    dir: PathBuf,
     log: Arc<LocalLog>,
     topic: Topic,
 }
@@ -160,6 +171,7 @@ impl Spool {
             open: RwLock::new(Ok(open)),
             queues: Mutex::new(queues),
             aside,
+            sent: Mutex::default(),
             changed: Notify::new(),
             spooled: AtomicU64::new(0),
             sent_again: AtomicU64::new(0),
@@ -302,12 +314,17 @@ impl Spool {
             (queues.iter().map(Queue::next).collect(), queues.iter().filter_map(Queue::oldest).min())
         };
         let Some(next) = next.into_iter().collect::<Option<Vec<Offset>>>() else { return Ok(()) };
-        let sent = Sent { log_id: open.topic.log_id, next };
+        // Nothing was sent since the last look: the disk is left alone.
+        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) == next {
+            return Ok(());
+        }
+        let sent = Sent { log_id: open.topic.log_id, next: next.clone() };
         let path = self.0.settings.dir.join(SENT);
         let json = serde_json::to_vec(&sent).expect("numbers and an id, which JSON can hold");
         let before = oldest.unwrap_or_else(|| self.0.clock.now());
         let written = tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await;
         written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
+        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next;
         if open.log.retain(TOPIC, before).await? > 0 {
             faults::at(Point::SpoolRemoved);
         }
@@ -318,14 +335,15 @@ impl Spool {
 async fn open_log(dir: &Path, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
     let dir = dir.join("log");
     let settings = LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: SEGMENT_BYTES_MAX };
-    let opened = tokio::task::spawn_blocking(move || LocalLog::open(&dir, settings, clock)).await;
+    let at = dir.clone();
+    let opened = tokio::task::spawn_blocking(move || LocalLog::open(&at, settings, clock)).await;
     let (log, repairs) = opened.unwrap_or_else(|_| Err(LogError::Stopped("its opening panicked".into())))?;
     for repair in repairs {
         tracing::warn!(%repair, "the spool was repaired");
     }
     let log = Arc::new(log);
     let topic = log.topic(TOPIC).await?;
-    Ok(Open { log, topic })
+    Ok(Open { dir, log, topic })
 }
 
 /// By partition the first offset that may have to be sent.

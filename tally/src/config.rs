@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, bail};
 use click::Lateness;
 use ipnet::IpNet;
-use redirect::config::{Signatures, SpoolConfig};
+use redirect::config::Signatures;
 use redirect::networks::networks;
+use redirect::spool::SpoolSettings;
 use serde::Deserialize;
 use serving::config::duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -113,7 +114,7 @@ impl Default for Config {
 
 impl Default for Redirect {
     fn default() -> Self {
-        let spool = SpoolConfig::default();
+        let spool = SpoolSettings::default();
         Redirect {
             listen: loopback(8080),
             trusted_proxies: vec![IpNet::from(IpAddr::V4(Ipv4Addr::LOCALHOST))],

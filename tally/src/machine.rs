@@ -242,16 +242,12 @@ struct Judges {
 impl Judges {
     fn open(config: &Config) -> Result<Judges> {
         let (of, horizon) = (&config.redirect, config.dedup_horizon);
-        let open_countries = |path: &PathBuf| Reloaded::open(path, "country file", Countries::load);
         Ok(Judges {
             secret: secret(&config.data.join("ip_hash.key"))?,
             horizon,
             keys: of.signatures.keys(of.spool_age_max, horizon).context("redirect")?,
-            blocks: match &of.block_rules {
-                Some(path) => Reloaded::open(path, "block rules", Blocks::load)?,
-                None => Reloaded::fixed("block rules", Blocks::default()),
-            },
-            countries: of.countries.as_ref().map(open_countries).transpose()?,
+            blocks: Blocks::follow(of.block_rules.as_deref())?,
+            countries: Countries::follow(of.countries.as_deref())?,
         })
     }
 }

@@ -141,6 +141,10 @@ async fn read(open: &Open, partition: Partition, due: &[Due]) -> Result<Vec<(Due
             break;
         }
     }
+    if let Some(missing) = due.next() {
+        let what = format!("partition {partition} offset {} was put in and is not there", missing.offset);
+        return Err(SpoolError::Damaged { file: open.dir.clone(), what });
+    }
     Ok(found)
 }
 
