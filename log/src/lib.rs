@@ -151,6 +151,18 @@ pub trait Log: Send + Sync + 'static {
     async fn offset_at(&self, topic: &Topic, partition: Partition, at: Millis) -> Result<Offset, LogError>;
 }
 
+/// The offset after the last durable record of every partition of a topic.
+///
+/// # Errors
+/// If the log does not say.
+pub async fn ends(log: &dyn Log, topic: &Topic) -> Result<Offsets, LogError> {
+    let mut ends = Offsets::default();
+    for partition in 0..topic.partitions {
+        ends.set(partition, log.held(topic, partition).await?.end);
+    }
+    Ok(ends)
+}
+
 /// Reads a topic.
 #[async_trait]
 pub trait Consumer: Send {

@@ -15,7 +15,7 @@ use faults::Point;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tally_log::{Log, Record, Topic};
+use tally_log::{Log, Record, Topic, ends};
 
 /// Final counts: of all minutes of a closing, by dimensions, in the order in which they are written.
 pub(crate) type Totals = BTreeMap<(Minute, Dimensions), i64>;
@@ -221,15 +221,6 @@ impl Reader {
         }
         Ok(Vec::new())
     }
-}
-
-/// The end of every partition of a topic.
-pub(crate) async fn ends(log: &dyn Log, topic: &Topic) -> Result<Offsets> {
-    let mut ends = Offsets::default();
-    for partition in 0..topic.partitions {
-        ends.set(partition, log.held(topic, partition).await?.end);
-    }
-    Ok(ends)
 }
 
 /// Whether a reader came to these ends.

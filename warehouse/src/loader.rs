@@ -8,7 +8,7 @@ mod decide;
 mod intake;
 mod publish;
 
-use crate::closing::{Closer, Totals, ends, reached, read_record};
+use crate::closing::{Closer, Totals, reached, read_record};
 use crate::error::{Error, Result};
 use crate::live::{Counts, add};
 use crate::open::{Inserted, OpenPartition, Slot};
@@ -20,7 +20,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tally_log::{Consumer, Log, LogError, Topic};
+use tally_log::{Consumer, Log, LogError, Topic, ends};
 use tokio::task::JoinHandle;
 
 /// Records of one poll. They are parsed and counted before the next.

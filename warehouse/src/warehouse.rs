@@ -1,7 +1,7 @@
 //! The warehouse as a whole.
 
 use crate::backend::{Backend, Claimant, Known};
-use crate::closing::{Closer, ends};
+use crate::closing::Closer;
 use crate::delta::Delta;
 use crate::error::{Error, Result};
 use crate::live::Live;
@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tally_log::{Log, LogError, Topic, durable};
+use tally_log::{Log, LogError, Topic, durable, ends};
 
 /// What can be set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

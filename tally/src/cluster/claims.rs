@@ -62,7 +62,7 @@ pub async fn rebuild(config: &Config) -> Result<()> {
     let consumer = log.consumer(&topic, &start).await.with_context(|| {
         format!("the log from the start of version {}; `tally deploy --again` sets a later one", newest.version)
     })?;
-    let ends = reading::ends(&*log, &topic).await?;
+    let ends = tally_log::ends(&*log, &topic).await?;
     let records = records(consumer, &topic, ends).and_then(move |records| {
         let claimed = keys.of(&records).map_err(anyhow::Error::from);
         std::future::ready(claimed.map(|claimed| stream::iter(claimed.into_iter().map(Ok))))

@@ -1,7 +1,6 @@
 //! `tally deploy`: the pipelines on Arroyo, and how they are doing there.
 
 use super::config::Config;
-use super::reading::ends;
 use super::rows::Seen;
 use super::run::warehouse;
 use crate::status::say;
@@ -12,8 +11,8 @@ use click::{Clock, Offsets, SystemClock};
 use deploy::{Arroyo, Cluster, ClusterError, Deadlines, Deployer, Deployment, Progress, Topic};
 use pipeline_files::PipelineFiles;
 use std::sync::Arc;
-use tally_log::Log;
 use tally_log::kafka::{KafkaLog, groups};
+use tally_log::{Log, ends};
 use tokio::sync::Mutex;
 use warehouse::sequence::Entry;
 use warehouse::{Topics, Warehouse};

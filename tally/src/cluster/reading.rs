@@ -3,21 +3,12 @@
 use anyhow::{Result, bail};
 use click::Offsets;
 use std::time::Duration;
-use tally_log::{Consumer, Log, LogError, Record, Topic};
+use tally_log::{Consumer, Record};
 
 /// Records of one poll, how long a poll waits, and how many in a row may be empty though the topic goes on.
 const RECORDS_MAX: usize = 8_192;
 const POLL: Duration = Duration::from_millis(500);
 const EMPTY_POLLS_MAX: u32 = 60;
-
-/// The offset after the last record of every partition, as of now.
-pub async fn ends(log: &dyn Log, topic: &Topic) -> Result<Offsets, LogError> {
-    let mut ends = Offsets::default();
-    for partition in 0..topic.partitions {
-        ends.set(partition, log.held(topic, partition).await?.end);
-    }
-    Ok(ends)
-}
 
 /// The next records, and some after the ends perhaps; `None` when the consumer has come to all of them.
 ///

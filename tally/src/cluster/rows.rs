@@ -1,11 +1,11 @@
 //! How far the rows of a version have come in `raw_clicks`. The topic is large, and rows of a version that works are at
 //! its end: it is read from there, and from further back only as long as a partition of the log has no row.
 
-use super::reading::{ends, next};
+use super::reading::next;
 use anyhow::Result;
 use click::{Millis, Offset, Offsets, Partition};
 use serde::Deserialize;
-use tally_log::{Consumer, Log, Topic};
+use tally_log::{Consumer, Log, Topic, ends};
 
 /// How far back the first look goes, and how many times as far each further one. Heartbeats give every partition a row a
 /// second.
