@@ -187,20 +187,25 @@ impl Claims {
             }
         }
         if held < version {
-            claims.begin_version()?;
+            claims.begin_versions_after(held)?;
         }
         Ok(claims)
     }
 
-    /// Claims of older versions from this one's start on are void: they are not there any more, as far as the check of
-    /// a start is concerned.
-    fn begin_version(&mut self) -> Result<(), ClaimsError> {
+    /// Claims of older versions from the start of a newer one on are void: they are not there any more, as far as the
+    /// check of a start is concerned. Also from the start of one that this store was never open for.
+    fn begin_versions_after(&mut self, held: i64) -> Result<(), ClaimsError> {
         let mut write = self.store.batch();
-        if let Some(start) = self.starts.last() {
+        let mut lowered: BTreeMap<(LogId, Partition), Offset> = BTreeMap::new();
+        for start in self.starts.iter().filter(|start| start.version > held) {
             for (partition, offset) in start.positions.iter() {
-                if self.through(start.log_id, partition)?.is_some_and(|held| held > offset) {
-                    write.insert(&self.meta, through_key(start.log_id, partition), offset.to_le_bytes());
-                }
+                let least = lowered.entry((start.log_id, partition)).or_insert(offset);
+                *least = offset.min(*least);
+            }
+        }
+        for ((log_id, partition), offset) in lowered {
+            if self.through(log_id, partition)?.is_some_and(|held| held > offset) {
+                write.insert(&self.meta, through_key(log_id, partition), offset.to_le_bytes());
             }
         }
         write.insert(&self.meta, "version", self.version.to_le_bytes());
@@ -501,6 +506,18 @@ mod tests {
         drop(claims);
         let older = Claims::open(dir.path(), ClaimsSettings::default(), vec![start(1, 0)]).err().unwrap();
         assert!(matches!(older, ClaimsError::OlderVersion { held: 3, asked: 1, .. }), "{older}");
+    }
+
+    /// Version 2 was deployed, and never ran here; it voids claims all the same, and they are missed before version 3.
+    #[test]
+    fn claims_that_a_version_in_between_voids_are_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut claims = open(dir.path(), vec![start(1, 0)]);
+        check(&mut claims, &[ask("a", 4, 0), ask("b", 6, 0)], &[1, 1]);
+        claims.persist(log_id(), &[(0, 10), (1, 3)].into_iter().collect()).unwrap();
+        drop(claims);
+        let claims = open(dir.path(), vec![start(1, 0), start(2, 5), start(3, 8)]);
+        assert_eq!(claims.missing(&start(3, 8)).unwrap(), [(0, 5..8), (1, 3..8)]);
     }
 
     /// The table that `claim_click` of a cluster, with its claims in Redis, is checked against as well.

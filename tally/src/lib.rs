@@ -7,7 +7,9 @@
 //! * [`up`]: runs the parts until they are told to stop
 //! * [`status`]: the status line; [`verdicts`], what became of the last clicks; [`sample`], the sample ads' pages
 //! * [`demo`]: sends a believable stream of clicks
-//! * [`sign_url`]: signs a click's URL; [`spool`]: clicks that a redirect keeps aside
+//! * [`sign_url`]: signs a click's URL
+//! * [`site`]: log and warehouse, for an operator; [`spool`]: clicks that a redirect keeps aside; [`repair`]: minutes that
+//!   cannot agree
 //! * [`bench`]: measures parts on the machine it runs on
 //! * [`prove`]: runs the machine through every fault, against the oracle of the crate of that name
 
@@ -19,8 +21,10 @@ pub mod config;
 pub mod demo;
 pub mod machine;
 pub mod prove;
+pub mod repair;
 pub mod sample;
 pub mod sign_url;
+pub mod site;
 pub mod spool;
 pub mod status;
 pub mod supervise;

@@ -12,6 +12,7 @@ use tally::bench::{PipelineBench, cluster::ClusterBench, redirect::RedirectBench
 use tally::cluster::{self, deploy::Asked};
 use tally::config::Config;
 use tally::demo::{Demo, Sent};
+use tally::site::{Site, SiteArgs};
 use tally::status::say;
 
 /// Counts ad clicks that can be billed: every billable click that was answered with a 302, exactly once.
@@ -47,6 +48,12 @@ enum Command {
     SignUrl(tally::sign_url::SignUrl),
     /// Show the clicks that a redirect keeps aside, or send those that were not counted
     Spool(SpoolArgs),
+    /// Close minutes that cannot agree, or that an engine cannot pass, by recounting them from the log
+    ///
+    /// For when the log lines or the status say why no minute closes, and waiting does not help: an engine that skipped a
+    /// record, or whose counts are not those of its rows. The loader must not be running: on one machine `tally up`, on a
+    /// cluster `tally load`. The minutes are marked in the warehouse: their entry in `closings` is of kind `repair`.
+    Repair(tally::repair::RepairArgs),
     /// Show by seeded runs, with every fault, that each click that was answered is counted exactly once
     Prove(tally::prove::Prove),
     /// The process that `tally prove` lets die
@@ -204,15 +211,8 @@ enum SpoolCommand {
         /// Folder of the spool [default: the one in the data folder]
         #[arg(long)]
         dir: Option<PathBuf>,
-        /// Configuration file of `tally up`, which must not be running [default: its defaults]
-        #[arg(long, env = "TALLY_CONFIG", conflicts_with = "cluster")]
-        config: Option<PathBuf>,
-        /// Data folder of `tally up` [default: data]
-        #[arg(long, env = "TALLY_DATA", conflicts_with = "cluster")]
-        data: Option<PathBuf>,
-        /// Configuration file of a cluster: clicks go to its Kafka, and are looked up in its ClickHouse
-        #[arg(long)]
-        cluster: Option<PathBuf>,
+        #[command(flatten)]
+        site: SiteArgs,
     },
 }
 
@@ -290,6 +290,7 @@ fn run(cli: Cli) -> Result<()> {
                 Ok(())
             }
             Command::Spool(args) => spool(args).await,
+            Command::Repair(args) => tally::repair::repair(args).await,
             Command::Prove(prove) => prove.run().await,
             Command::ProveSite(args) => tally::prove::serve(args).await,
             Command::Bench { what: Bench::Pipeline(bench) } => bench.run().await,
@@ -303,18 +304,13 @@ async fn spool(args: SpoolArgs) -> Result<()> {
     let default = PathBuf::from("data/spool");
     match args.command {
         None => tally::spool::list(&tally::spool::folder(args.dir, default)?),
-        Some(SpoolCommand::Send { dir, cluster: Some(file), .. }) => {
-            let config: cluster::config::Config =
-                serving::config::read(Some(&file), cluster::config::PREFIX, std::env::vars())?;
-            config.check()?;
-            let dir = tally::spool::folder(dir, default)?;
-            tally::spool::send(&dir, tally::spool::Site::Cluster(config)).await
-        }
-        Some(SpoolCommand::Send { dir, config, data, cluster: None }) => {
-            let mut config = config.as_deref().map_or(Ok(Config::default()), Config::read)?;
-            config.data = data.unwrap_or(config.data);
-            let dir = tally::spool::folder(dir, config.data.join("spool"))?;
-            tally::spool::send(&dir, tally::spool::Site::Machine(config)).await
+        Some(SpoolCommand::Send { dir, site }) => {
+            let site = site.site()?;
+            let default = match &site {
+                Site::Machine(config) => config.data.join("spool"),
+                Site::Cluster(_) => default,
+            };
+            tally::spool::send(&tally::spool::folder(dir, default)?, site).await
         }
     }
 }

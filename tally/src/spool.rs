@@ -1,17 +1,14 @@
 //! `tally spool`: the clicks that a redirect keeps aside, and what is still to be done with them.
 
-use crate::cluster;
-use crate::config::Config;
-use crate::machine::open_log;
+use crate::site::Site;
 use crate::status::say;
 use anyhow::{Context, Result, ensure};
 use click::{Clock, Event, SystemClock};
 use redirect::spool::aside::{self, Kept};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-use tally_log::{Log, partitioner::partition_of};
-use warehouse::{Known, Topics, Warehouse};
+use tally_log::partitioner::partition_of;
+use warehouse::{Known, Topics};
 
 /// How long the log may take for a click.
 const SEND_WAIT: Duration = Duration::from_secs(30);
@@ -46,13 +43,6 @@ pub fn list(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where clicks are looked up and sent to.
-pub enum Site {
-    /// The data folder of `tally up`, which must not be running.
-    Machine(Config),
-    Cluster(cluster::config::Config),
-}
-
 /// Sends the clicks that are kept aside and were not counted. Each is looked up first: one whose record is there, or whose
 /// impression is billed, is not sent. The others are late, so that they become corrections of their minutes.
 ///
@@ -62,15 +52,7 @@ pub enum Site {
 /// # Errors
 /// If something cannot be read or sent. What was not sent stays aside.
 pub async fn send(dir: &Path, site: Site) -> Result<()> {
-    let (log, warehouse): (Arc<dyn Log>, Warehouse) = match &site {
-        Site::Machine(config) => {
-            let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-            let settings = warehouse::Settings { lateness: config.lateness(), ..warehouse::Settings::default() };
-            let warehouse = Warehouse::open(&config.data.join("warehouse"), settings, clock.clone()).await?;
-            (open_log(config, clock)?.0, warehouse)
-        }
-        Site::Cluster(config) => (cluster::kafka(config)?, cluster::run::warehouse(config).await?),
-    };
+    let (log, warehouse) = site.open().await?;
     let topic = log.topic(&Topics::default().clicks).await?;
     let mut totals = [0_u64; 3];
     for (file, kept) in aside::list(dir)? {

@@ -8,7 +8,7 @@
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::rows::{Correction, Count, Quarantined, RawRow};
-use crate::sequence::{Entry, Kind};
+use crate::sequence::Entry;
 use crate::warehouse::Topics;
 use click::{Clock, Dimensions, Millis, Minute, Offset, Offsets, Partition, Verdict};
 use faults::Point;
@@ -30,9 +30,18 @@ const POLL: Duration = Duration::from_millis(100);
 /// Where a closing reads and writes.
 pub(crate) struct Closer<'a> {
     pub backend: &'a dyn Backend,
+    /// Where the clicks are.
     pub log: &'a dyn Log,
     pub topics: &'a Topics,
+    pub rows: RowsOf<'a>,
     pub clock: &'a dyn Clock,
+}
+
+/// Where raw rows are read: in topic `raw_clicks`, from here on.
+#[derive(Clone, Copy)]
+pub(crate) struct RowsOf<'a> {
+    pub log: &'a dyn Log,
+    pub from: &'a Offsets,
 }
 
 /// A digest of counts: the same for the same ones, by whomever they were summed up.
@@ -79,13 +88,14 @@ impl Closer<'_> {
         self.backend.roll_up(number, last.through, begun.through).await?;
         faults::at(Point::ClosingRollUps);
         let finalized_at = self.clock.now().max(last.finalized_at);
-        let closing = Entry { kind: Kind::Closing, finalized_at, ..begun.clone() };
+        let closing = Entry { kind: begun.kind.carried_out(), finalized_at, ..begun.clone() };
         self.backend.put_entry(&closing).await?;
         faults::at(Point::ClosingDone);
         Ok(closing)
     }
 
-    async fn carried(&self, last: &Entry, begun: &Entry) -> Result<Totals> {
+    /// What the closing's minutes come to in the rows that are in the tables already.
+    pub async fn carried(&self, last: &Entry, begun: &Entry) -> Result<Totals> {
         let mut totals = Totals::new();
         let minutes = last.through..begun.through;
         for billable in self.backend.billable(minutes, Millis::new(i64::MAX), &last.positions).await? {
@@ -100,45 +110,24 @@ impl Closer<'_> {
         let number = begun.number;
         let mut raw_clicks = self.backend.raw_clicks(number).await?;
         let mut corrections = self.backend.click_corrections(number).await?;
-        let mut wanted = Wanted::new(last, begun);
-        let topic = self.log.topic(&self.topics.raw_clicks).await?;
-        let mut reader = Reader::open(self.log, topic, &last.result_positions.raw_clicks).await?;
-        let (mut rows, mut late): (Vec<RawRow>, Vec<Correction>) = (Vec::with_capacity(ROWS), Vec::new());
-        while wanted.left > 0 {
-            let records = reader.next().await?;
-            let at_end = records.is_empty();
-            for record in records {
-                // What cannot be read was counted as such when it came in, and is the row of nothing.
-                let Ok(row) = serde_json::from_slice::<RawRow>(&record.value) else { continue };
-                let ours = row.log_id == begun.log_id && row.version == begun.version;
-                if !ours || row.verdict() == Verdict::Undecided || !wanted.take(row.log_partition, row.log_offset) {
-                    continue;
-                }
-                match row.verdict() {
-                    // On time by a lateness that was raised since its minute became final.
-                    Verdict::Billable if row.minute() < last.through => late.push(correction(&row)),
-                    Verdict::Billable if row.minute() < begun.through => {
-                        *totals.entry((row.minute(), row.dimensions())).or_default() += 1;
-                    }
-                    Verdict::Late => late.push(correction(&row)),
-                    _ => {}
-                }
-                rows.push(row);
+        let mut own = self.own_rows(last, begun).await?;
+        loop {
+            let rows = own.next().await?;
+            if rows.is_empty() {
+                break;
             }
-            if rows.len() >= ROWS || at_end || wanted.left == 0 {
-                if let Some(table) = &mut raw_clicks {
-                    table.write(&rows).await?;
-                }
-                if let Some(table) = &mut corrections {
-                    table.write(&late).await?;
-                }
-                rows.clear();
-                late.clear();
+            let late: Vec<Correction> =
+                rows.iter().filter(|row| count(row, last, begun, totals)).map(correction).collect();
+            if let Some(table) = &mut raw_clicks {
+                table.write(&rows).await?;
             }
-            if at_end && let Some((partition, offset)) = wanted.first_missing() {
-                let topic = self.topics.raw_clicks.clone();
-                return Err(Error::RowGone { number, topic, partition, offset });
+            if let Some(table) = &mut corrections {
+                table.write(&late).await?;
             }
+        }
+        if let Some((partition, offset)) = own.wanted.missing().next() {
+            let topic = self.topics.raw_clicks.clone();
+            return Err(Error::RowGone { number, topic, partition, offset });
         }
         if let Some(table) = raw_clicks {
             table.commit().await?;
@@ -151,6 +140,31 @@ impl Closer<'_> {
         self.backend.sum_corrections(number).await?;
         faults::at(Point::ClosingCorrections);
         Ok(())
+    }
+
+    /// Counts the rows that a closing would write, and says of which positions there is none.
+    pub async fn count_rows(
+        &self,
+        last: &Entry,
+        begun: &Entry,
+        totals: &mut Totals,
+    ) -> Result<Vec<(Partition, Offset)>> {
+        let mut own = self.own_rows(last, begun).await?;
+        loop {
+            let rows = own.next().await?;
+            if rows.is_empty() {
+                return Ok(own.wanted.missing().collect());
+            }
+            for row in &rows {
+                count(row, last, begun, totals);
+            }
+        }
+    }
+
+    async fn own_rows<'a>(&self, last: &Entry, begun: &'a Entry) -> Result<OwnRows<'a>> {
+        let RowsOf { log, from } = self.rows;
+        let reader = Reader::open(log, log.topic(&self.topics.raw_clicks).await?, from).await?;
+        Ok(OwnRows { reader, wanted: Wanted::new(last, begun), begun })
     }
 
     async fn quarantine(&self, begun: &Entry) -> Result<()> {
@@ -166,6 +180,20 @@ impl Closer<'_> {
             table.write(&[Quarantined { log_id: begun.log_id, partition, offset, appended_at, bytes, error }]).await?;
         }
         table.commit().await
+    }
+}
+
+/// Adds a row of the closing to what its minutes come to. Whether it is a correction instead.
+fn count(row: &RawRow, last: &Entry, begun: &Entry, totals: &mut Totals) -> bool {
+    match row.verdict() {
+        // On time by a lateness that was raised since its minute became final.
+        Verdict::Billable if row.minute() < last.through => true,
+        Verdict::Billable if row.minute() < begun.through => {
+            *totals.entry((row.minute(), row.dimensions())).or_default() += 1;
+            false
+        }
+        Verdict::Late => true,
+        _ => false,
     }
 }
 
@@ -228,6 +256,36 @@ pub(crate) fn reached(next: &Offsets, ends: &Offsets) -> bool {
     ends.iter().all(|(partition, end)| next.get(partition) >= end)
 }
 
+/// The rows that a closing writes, each once, in the order in which they are met.
+struct OwnRows<'a> {
+    reader: Reader,
+    wanted: Wanted,
+    begun: &'a Entry,
+}
+
+impl OwnRows<'_> {
+    /// The next of them, [`ROWS`] or somewhat more; none when all were met or the topic is at its end.
+    async fn next(&mut self) -> Result<Vec<RawRow>> {
+        let mut rows: Vec<RawRow> = Vec::with_capacity(ROWS);
+        while self.wanted.left > 0 && rows.len() < ROWS {
+            let records = self.reader.next().await?;
+            if records.is_empty() {
+                break;
+            }
+            for record in records {
+                // What cannot be read was counted as such when it came in, and is the row of nothing.
+                let Ok(row) = serde_json::from_slice::<RawRow>(&record.value) else { continue };
+                let ours = row.log_id == self.begun.log_id && row.version == self.begun.version;
+                let decided = row.verdict() != Verdict::Undecided;
+                if ours && decided && self.wanted.take(row.log_partition, row.log_offset) {
+                    rows.push(row);
+                }
+            }
+        }
+        Ok(rows)
+    }
+}
+
 /// The positions that a closing still needs a row of.
 struct Wanted {
     /// For each partition its first offset, and whether each offset from there on is there.
@@ -264,9 +322,10 @@ impl Wanted {
         }
     }
 
-    fn first_missing(&self) -> Option<(Partition, Offset)> {
-        self.there.iter().find_map(|(partition, (first, there))| {
-            there.iter().position(|there| !there).map(|index| (*partition, first + index as Offset))
+    fn missing(&self) -> impl Iterator<Item = (Partition, Offset)> + '_ {
+        self.there.iter().flat_map(|(partition, (first, there))| {
+            let missing = there.iter().enumerate().filter(|(_, there)| !**there);
+            missing.map(move |(index, _)| (*partition, first + index as Offset))
         })
     }
 }

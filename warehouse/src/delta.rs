@@ -21,7 +21,7 @@ mod undo;
 use crate::backend::{Backend, Billable, Claimant, Known, Rows, StepRows, View};
 use crate::error::{Error, Result};
 use crate::rows::{Correction, Count, Quarantined, RawRow};
-use crate::sequence::{Entry, Kind};
+use crate::sequence::Entry;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
@@ -247,12 +247,12 @@ impl Backend for Delta {
 
     async fn put_entry(&self, entry: &Entry) -> Result<()> {
         let mut table = self.table(Name::Closings).lock().await;
-        let app = if entry.kind == Kind::Begun { BEGUN } else { STEP };
+        let app = if entry.kind.is_begun() { BEGUN } else { STEP };
         let schema = table.writer()?.arrow_schema();
         let columns = Entry::columns(std::slice::from_ref(entry), entry.number);
         let batch = RecordBatch::try_new(schema, columns).map_err(|error| table.failed(error))?;
         table.append_batch(batch, app, entry.number).await?;
-        if entry.kind != Kind::Begun {
+        if !entry.kind.is_begun() {
             table.done = Some(entry.number);
         }
         Ok(())

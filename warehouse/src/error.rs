@@ -1,6 +1,6 @@
 //! What can go wrong in the warehouse.
 
-use click::{LogId, Offset, Partition};
+use click::{LogId, Minute, Offset, Partition};
 use std::path::PathBuf;
 use tally_log::LogError;
 
@@ -43,8 +43,17 @@ pub enum Error {
     )]
     RowGone { number: u64, topic: String, partition: Partition, offset: Offset },
     /// The rows that were counted and the rows that are written differ: nothing more is written.
-    #[error("closing {number}: {what}; nothing of it counts before this is understood")]
+    #[error(
+        "closing {number}: {what}; nothing of it counts before this is understood. `tally deploy --again`, or on one machine `tally up --again`, gives the closing up and counts from the one before it on"
+    )]
     Contradiction { number: u64, what: String },
+    #[error(
+        "repair {number} of the minutes before {through} began and did not end: run `tally repair` again, for the last of them"
+    )]
+    RepairBegun { number: u64, through: Minute },
+    /// A repair that cannot be, with the reason. Nothing was written.
+    #[error("minute {minute} cannot be repaired: {what}")]
+    NoRepair { minute: Minute, what: String },
     #[error("a task of the loader died: {0}")]
     Died(String),
 }

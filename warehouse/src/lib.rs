@@ -9,6 +9,7 @@
 //! * [`sequence`]: the numbered entries, deployments and closings, that say what is final
 //! * `loader`: [`Loader`] reads the result topics and decides when minutes are final
 //! * `closing`: writes a closing, once, whatever dies in between
+//! * `repair`: minutes that cannot agree become final by a recount from the log
 //! * [`backend`]: the interface of the tables; the loader knows nothing else of them
 //! * [`delta`]: the tables on Delta Lake, with `store`, files that are on disk when a call returns, and `query`
 //! * [`clickhouse`]: the tables on ClickHouse, and reports from them in any number of processes
@@ -28,6 +29,7 @@ mod error;
 mod live;
 mod loader;
 mod open;
+mod repair;
 pub mod report;
 pub mod rows;
 pub mod sequence;
@@ -36,5 +38,6 @@ mod warehouse;
 pub use backend::{Claimant, Known};
 pub use error::{Error, Result};
 pub use loader::{Loader, Status, Step};
+pub use repair::{Recount, Repaired};
 pub use sequence::Deployment;
 pub use warehouse::{Needed, Settings, Topics, Warehouse};

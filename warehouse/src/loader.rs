@@ -8,7 +8,7 @@ mod decide;
 mod intake;
 mod publish;
 
-use crate::closing::{Closer, Totals, reached, read_record};
+use crate::closing::{Closer, RowsOf, Totals, reached, read_record};
 use crate::error::{Error, Result};
 use crate::live::{Counts, add};
 use crate::open::{Inserted, OpenPartition, Slot};
@@ -394,7 +394,8 @@ async fn write(
     let known = known.ok_or(Error::Taken { table: "closings", number: begun.number })?;
     inner.backend.put_entry(&begun).await?;
     known.begun = Some(begun.clone());
-    let closer = Closer { backend: &*inner.backend, log, topics, clock: &*inner.clock };
+    let rows = RowsOf { log, from: &last.result_positions.raw_clicks };
+    let closer = Closer { backend: &*inner.backend, log, topics, rows, clock: &*inner.clock };
     let closing = closer.carry_out(last, &begun, Some(carried)).await?;
     (known.last, known.begun) = (closing.clone(), None);
     // Files that stay small, or stay at all, cost time and space and no click: the next closing tries again.

@@ -14,6 +14,10 @@ pub enum Kind {
     Begun,
     /// Minutes before `through` are final.
     Closing,
+    /// A repair has begun, as a closing does. Only a repair can carry it out: its rows are in no topic.
+    RepairBegun,
+    /// Minutes before `through` are final by a recount from the log: the engine's rows of them do not count.
+    Repair,
 }
 
 impl Kind {
@@ -22,6 +26,22 @@ impl Kind {
             Kind::Deployment => "deployment",
             Kind::Begun => "begun",
             Kind::Closing => "closing",
+            Kind::RepairBegun => "repair_begun",
+            Kind::Repair => "repair",
+        }
+    }
+
+    /// Whether it only says what the entry of its number is going to be.
+    pub fn is_begun(self) -> bool {
+        matches!(self, Kind::Begun | Kind::RepairBegun)
+    }
+
+    /// What this one becomes when it is carried out.
+    pub(crate) fn carried_out(self) -> Kind {
+        match self {
+            Kind::Begun => Kind::Closing,
+            Kind::RepairBegun => Kind::Repair,
+            done => done,
         }
     }
 }
@@ -75,7 +95,7 @@ pub struct Sequence {
     pub last: Entry,
     /// The last deployment.
     pub deployment: Entry,
-    /// A closing that began and did not end.
+    /// A closing or repair that began and did not end.
     pub begun: Option<Entry>,
 }
 
@@ -91,8 +111,8 @@ impl Sequence {
         };
         for entry in entries {
             match entry.kind {
-                Kind::Begun => raise(&mut begun, &entry),
-                Kind::Closing => raise(&mut last, &entry),
+                Kind::Begun | Kind::RepairBegun => raise(&mut begun, &entry),
+                Kind::Closing | Kind::Repair => raise(&mut last, &entry),
                 Kind::Deployment => {
                     raise(&mut last, &entry);
                     raise(&mut deployment, &entry);

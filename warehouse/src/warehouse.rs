@@ -1,7 +1,7 @@
 //! The warehouse as a whole.
 
 use crate::backend::{Backend, Claimant, Known};
-use crate::closing::Closer;
+use crate::closing::{Closer, RowsOf};
 use crate::delta::Delta;
 use crate::error::{Error, Result};
 use crate::live::Live;
@@ -120,8 +120,8 @@ impl Warehouse {
     }
 
     /// The same, also if the digest has not changed: the way back for an engine that lost its way, or for result
-    /// topics that were not read in time. A closing that began and whose rows are gone is given up for it: nothing of it
-    /// counted, and the new version counts its minutes.
+    /// topics that were not read in time. A closing that began and can never be carried out is given up for it: nothing of
+    /// it counted, and the new version counts its minutes.
     pub async fn deploy_again(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
         self.deploy_if(log, topics, digest, true).await
     }
@@ -138,7 +138,7 @@ impl Warehouse {
         }
         // A closing that began is carried out first, by the rules that it began under.
         match self.finish_begun(&mut sequence, log, topics).await {
-            Err(error) if again && are_rows_gone(&error, topics) => self.give_up(&sequence, &error).await?,
+            Err(error) if again && is_without_way_out(&error, topics) => self.give_up(&sequence, &error).await?,
             finished => finished?,
         }
         let now = self.0.clock.now();
@@ -240,9 +240,13 @@ impl Warehouse {
     ) -> Result<()> {
         let Some(Sequence { last, begun, .. }) = sequence else { return Ok(()) };
         let Some(entry) = begun.as_ref() else { return Ok(()) };
+        if entry.kind == Kind::RepairBegun {
+            return Err(Error::RepairBegun { number: entry.number, through: entry.through });
+        }
         tracing::info!(number = entry.number, "finishing a closing that was interrupted");
         let Inner { backend, clock, live, .. } = &*self.0;
-        let closer = Closer { backend: &**backend, log, topics, clock: &**clock };
+        let rows = RowsOf { log, from: &last.result_positions.raw_clicks };
+        let closer = Closer { backend: &**backend, log, topics, rows, clock: &**clock };
         let closing = closer.carry_out(last, entry, None).await?;
         let view = backend.view(closing.number).await?;
         live.write().go_on(closing.number, closing.through, view);
@@ -293,10 +297,11 @@ pub(crate) fn check_log(sequence: &Sequence, clicks: &Topic) -> Result<()> {
     Err(Error::OtherLog { topic: clicks.name.clone(), counted, found: clicks.log_id })
 }
 
-/// Whether a closing met rows that the result topic no longer holds: no later try can do better.
-fn are_rows_gone(error: &Error, topics: &Topics) -> bool {
+/// Whether no later try can do better: the rows of a closing that began are not what they were, or not in the result
+/// topic any more, or it is a repair, whose rows are in no topic.
+fn is_without_way_out(error: &Error, topics: &Topics) -> bool {
     match error {
-        Error::RowGone { .. } => true,
+        Error::RowGone { .. } | Error::Contradiction { .. } | Error::RepairBegun { .. } => true,
         Error::Log(LogError::OutOfRange { topic, .. }) => *topic == topics.raw_clicks,
         _ => false,
     }

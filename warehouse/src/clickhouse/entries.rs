@@ -17,6 +17,9 @@ use std::collections::BTreeSet;
 
 const TABLE: &str = "closings";
 
+/// The kinds of entries that count.
+const COUNT: &str = "('deployment', 'closing', 'repair')";
+
 #[derive(Row, Deserialize)]
 struct EntryRow {
     number: u64,
@@ -37,11 +40,11 @@ struct Writer {
     writer: String,
 }
 
-/// A deployment and a closing share one sequence; what began has the number of the closing to be.
+/// A deployment, a closing and a repair share one sequence; what began has the number that it will have at its end.
 fn kinds(kind: Kind) -> &'static str {
     match kind {
-        Kind::Begun => "('begun')",
-        Kind::Deployment | Kind::Closing => "('deployment', 'closing')",
+        Kind::Begun | Kind::RepairBegun => "('begun', 'repair_begun')",
+        Kind::Deployment | Kind::Closing | Kind::Repair => COUNT,
     }
 }
 
@@ -49,12 +52,14 @@ fn kinds(kind: Kind) -> &'static str {
 pub(super) async fn entries(server: &Server) -> Result<Vec<Entry>> {
     let rows = server
         .rows::<EntryRow>(
-            "SELECT number, toString(kind) AS kind, toUnixTimestamp64Milli(through) AS through_ms, version, \
+            &format!(
+                "SELECT number, toString(kind) AS kind, toUnixTimestamp64Milli(through) AS through_ms, version, \
              toString(log_id) AS log_id, positions, result_positions, digest, totals, quarantined, \
              toUnixTimestamp64Milli(finalized_at) AS finalized_at_ms \
              FROM closings WHERE kind = 'deployment' \
-             OR number + 1 >= (SELECT max(number) FROM closings WHERE kind IN ('deployment', 'closing')) \
-             ORDER BY number",
+             OR number + 1 >= (SELECT max(number) FROM closings WHERE kind IN {COUNT}) \
+             ORDER BY number"
+            ),
             &[],
         )
         .await?;

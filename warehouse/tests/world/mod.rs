@@ -2,8 +2,11 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+mod dying;
 mod site;
 
+#[allow(unused_imports)]
+pub use dying::{dying, dying_tables};
 pub use site::{Kind, Site, temp};
 
 use click::{Clock, Lateness, ManualClock, Millis, Minute, Offset, Offsets, Partition};

@@ -174,7 +174,8 @@ PARTITION BY toYYYYMM(day)
 ORDER BY (campaign_id, day, ad_id, publisher_id, country, device, closing)
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
--- The sequence of deployments and closings. Nothing that a closing wrote counts before its entry of kind 'closing'.
+-- The sequence of deployments and closings. Nothing that a closing wrote counts before its entry of kind
+-- 'closing' or 'repair'.
 CREATE TABLE IF NOT EXISTS closings
 (
     number           UInt64,
@@ -194,10 +195,10 @@ ENGINE = MergeTree
 ORDER BY (kind, number)
 SETTINGS non_replicated_deduplication_window = 1000, fsync_after_insert = 1, fsync_part_directory = 1;
 
--- Closings that began and were overtaken by a deployment of their number: their rows never count.
+-- Closings and repairs that began and were overtaken by a deployment of their number: their rows never count.
 CREATE VIEW IF NOT EXISTS abandoned_closings AS
 SELECT number FROM closings
-WHERE kind = 'begun' AND number IN (SELECT number FROM closings WHERE kind = 'deployment');
+WHERE kind IN ('begun', 'repair_begun') AND number IN (SELECT number FROM closings WHERE kind = 'deployment');
 
 -- Which tables a closing has written whole. Only a closing that is being written looks here.
 CREATE TABLE IF NOT EXISTS closing_steps
