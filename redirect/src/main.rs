@@ -19,6 +19,10 @@ use tally_log::kafka::KafkaLog;
 use tally_log::local::{LocalLog, Settings as LocalSettings};
 use tokio::sync::watch;
 
+/// A click allocates some forty times, on any thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Impressions that the hint in memory remembers at most, at about 16 bytes each.
 const SEEN_MAX: usize = 1_000_000;
 
