@@ -23,9 +23,6 @@ use tokio::sync::watch;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Impressions that the hint in memory remembers at most, at about 16 bytes each.
-const SEEN_MAX: usize = 1_000_000;
-
 const AFTER_HELP: &str = "\
 Every key of the file can also be set by a variable, which wins: TALLY_REDIRECT_LISTEN, and with two underscores for a key \
 of a table TALLY_REDIRECT_KAFKA__BROKERS.";
@@ -88,7 +85,7 @@ async fn run(cli: Cli) -> Result<()> {
     let topic = log.topic(&config.topic).await.context("the log")?;
     let seen: Arc<dyn SeenBefore> = match config.redis_settings() {
         Some(settings) => Arc::new(SeenInRedis::start(settings).context("seen.url")?),
-        None => Arc::new(SeenInMemory::new(config.seen.horizon, SEEN_MAX)),
+        None => Arc::new(SeenInMemory::new(config.seen.horizon, SeenInMemory::ENTRIES_MAX)),
     };
     let spool = Spool::open(config.spool.clone(), topic.partitions, clock.clone()).await.context("spool.dir")?;
     let with = With { secret, seen, keys, blocks, countries, spool: Some(spool) };

@@ -26,9 +26,6 @@ pub const SAMPLE_CATALOG: &str = include_str!("../../catalog/sample.csv");
 /// Where the pages of [`SAMPLE_CATALOG`] are, as it says.
 const SAMPLE_PAGES: &str = "127.0.0.1:8082";
 
-/// Impressions that the seen-before hint remembers at most, at about 16 bytes each.
-const SEEN_MAX: usize = 1_000_000;
-
 /// The parts, open and at rest. Whoever holds them moves them: tasks in [`crate::up`], a test step by step.
 pub struct Machine {
     pub clock: Arc<dyn Clock>,
@@ -175,7 +172,7 @@ impl Machine {
         spool: Option<Spool>,
     ) -> Service {
         let Judges { secret, horizon, keys, blocks, countries } = self.judges.clone();
-        let seen = Arc::new(SeenInMemory::new(horizon, SEEN_MAX));
+        let seen = Arc::new(SeenInMemory::new(horizon, SeenInMemory::ENTRIES_MAX));
         let with = With { secret, seen, keys, blocks, countries, spool };
         Service::new(log, self.clicks.clone(), self.catalog.clone(), clock, settings, with)
     }
