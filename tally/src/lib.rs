@@ -19,6 +19,8 @@ pub mod bench;
 pub mod cluster;
 pub mod config;
 pub mod demo;
+#[cfg(test)]
+mod in_virtual_time;
 pub mod machine;
 pub mod prove;
 pub mod repair;

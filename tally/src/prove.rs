@@ -127,8 +127,9 @@ impl Prove {
             let mut found = None;
             for seed in first..first + self.runs {
                 if let Err(error) = one(seed, Kind::PowerCuts, &setting).await {
-                    let why = format!("{error:#}");
-                    let why = why.lines().next().unwrap_or_default().chars().take(160).collect::<String>();
+                    // What is around it says which lives led to it; the seed replays them.
+                    let why = error.root_cause().to_string();
+                    let why = why.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
                     found = Some((seed, why));
                     break;
                 }

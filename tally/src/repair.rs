@@ -253,60 +253,23 @@ impl Consumer for UpTo {
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::in_virtual_time::{self, config};
     use crate::machine::Machine;
     use click::ManualClock;
-    use std::path::Path;
-    use tally_log::partitioner::partition_of;
-    use warehouse::report::{Order, ReportQuery, Reports, TimeUnit};
 
     /// 2026-04-20T12:00:00Z.
     const T0: i64 = 1_776_686_400_000;
 
     async fn click(machine: &Machine, clock: &ManualClock, impression: &str, at: i64) {
-        let at = Millis::new(T0 + at);
-        clock.set(at);
-        let id = click::ClickId::new(at);
-        let value = format!(
-            r#"{{"kind":"click","clickId":"{id}","impressionId":"{impression}","adId":"ad_9","campaignId":"cmp_7","publisherId":"pub_1","timestamp":"{at}","ipHash":"00","userAgent":"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0","country":"DE","seenBefore":null,"attempt":1,"invalidReason":null}}"#
-        );
-        let partition = partition_of(impression.as_bytes(), machine.clicks.partitions);
-        machine.log.append(&machine.clicks, partition, None, value.into()).await.unwrap().await.unwrap();
+        in_virtual_time::click(machine, clock, impression, Millis::new(T0 + at)).await;
     }
 
     async fn pass(machine: &mut Machine, clock: &ManualClock, at: i64) -> Millis {
-        let at = Millis::new(T0 + at);
-        clock.set(at);
-        for partition in 0..machine.clicks.partitions {
-            let value = format!(r#"{{"kind":"heartbeat","timestamp":"{at}"}}"#);
-            machine.log.append(&machine.clicks, partition, None, value.into()).await.unwrap().await.unwrap();
-        }
-        machine.runner.catch_up().await.unwrap();
-        machine.loader.step().await.unwrap();
-        machine.warehouse.status().complete_through
-    }
-
-    fn config(dir: &Path) -> Config {
-        Config {
-            data: dir.join("data"),
-            pipelines: Path::new(env!("CARGO_MANIFEST_DIR")).join("../pipelines"),
-            lateness: Duration::from_secs(3),
-            slack: Duration::from_secs(1),
-            ..Config::default()
-        }
+        in_virtual_time::pass(machine, clock, Millis::new(T0 + at)).await
     }
 
     async fn by_minute(warehouse: &Warehouse) -> Vec<(i64, i64, bool)> {
-        let query = ReportQuery {
-            from: Millis::new(T0),
-            to: Millis::new(T0 + 86_400_000),
-            filters: Default::default(),
-            time: Some(TimeUnit::Minute),
-            dimensions: Vec::new(),
-            limit: 1_000,
-            order: Order::Columns,
-        };
-        let rows = warehouse.report(&query).await.unwrap().rows;
-        rows.iter().map(|row| ((row.time.unwrap().get() - T0) / 60_000, row.clicks, row.provisional)).collect()
+        in_virtual_time::by_minute(warehouse, Millis::new(T0)).await
     }
 
     /// A row that no engine wrote stands in the way of the second minute. The recount judges as the runner did: an

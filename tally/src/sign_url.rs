@@ -64,3 +64,55 @@ impl SignUrl {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        sign: SignUrl,
+    }
+
+    fn asked(more: &[&str]) -> Result<String> {
+        let given = ["sign", "--key-id", "k1", "--impression", "imp_1", "--ad", "ad_9", "--campaign", "cmp_7"];
+        Cli::try_parse_from(given.iter().chain(more))?.sign.signed()
+    }
+
+    #[test]
+    fn the_url_is_signed_with_the_key_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let key = "0123456789abcdef0123456789abcdef";
+        std::fs::write(&file, format!("{key}\n")).unwrap();
+        let file = file.display().to_string();
+        let before = SystemClock.now().get() / 1_000;
+        let url =
+            asked(&["--key-file", &file, "--publisher", "pub_1", "--expires-in", "10m", "--url", "https://t.example/"]);
+        let url = url.unwrap();
+        let (start, rest) = url.split_once("&exp=").unwrap();
+        assert_eq!(start, "https://t.example/api/v1/click/imp_1?ad_id=ad_9&campaign_id=cmp_7&publisher_id=pub_1");
+        let (expires, rest) = rest.split_once("&kid=k1&sig=").unwrap();
+        let expires: i64 = expires.parse().unwrap();
+        assert!((before + 600..before + 660).contains(&expires), "{expires}");
+        let [impression_id, ad_id, campaign_id, publisher_id] = ["imp_1", "ad_9", "cmp_7", "pub_1"];
+        let signed = Signed { impression_id, ad_id, campaign_id, publisher_id, expires };
+        assert_eq!(rest, sign(key.as_bytes(), &signed).unwrap());
+    }
+
+    #[test]
+    fn what_cannot_be_signed_is_said() {
+        let missing = asked(&["--key-file", "/nowhere/key"]).unwrap_err().to_string();
+        assert_eq!(missing, "the key file /nowhere/key");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        std::fs::write(&file, "0123456789abcdef0123456789abcdef").unwrap();
+        let file = file.display().to_string();
+        let none = asked(&["--key-file", &file, "--expires-in", "0s"]).unwrap_err().to_string();
+        assert_eq!(none, "--expires-in is 0ns: at least a second");
+        std::fs::write(&file, "short").unwrap();
+        assert!(asked(&["--key-file", &file]).is_err());
+    }
+}

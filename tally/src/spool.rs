@@ -91,3 +91,70 @@ pub fn folder(given: Option<PathBuf>, default: PathBuf) -> Result<PathBuf> {
     ensure!(dir.join("aside").is_dir(), "{} is not the folder of a spool: it has no folder `aside`", dir.display());
     Ok(dir)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::in_virtual_time::{by_minute, click, config, event, pass};
+    use crate::machine::Machine;
+    use click::{Click, ManualClock};
+    use std::sync::Arc;
+
+    fn aside(config: &Config, events: &[&Click]) -> PathBuf {
+        let dir = config.data.join("spool");
+        std::fs::create_dir_all(dir.join("aside/settled")).unwrap();
+        let kept = |event: &&Click| {
+            let reason = "older than a day".to_string();
+            let kept = Kept { partition: 0, spooled_at: event.timestamp, reason, event: (*event).clone() };
+            serde_json::to_string(&kept).unwrap() + "\n"
+        };
+        std::fs::write(dir.join("aside/1.jsonl"), events.iter().map(kept).collect::<String>()).unwrap();
+        dir
+    }
+
+    /// Of a click whose record arrived after all, another of its impression, and one that never arrived, the last is
+    /// sent, once, and becomes a correction of its minute.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn clicks_that_were_not_counted_become_corrections() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = SystemClock.now().plus(-2 * 3_600_000).minute().start();
+        let (config, clock) = (config(dir.path()), Arc::new(ManualClock::new(from)));
+        let mut machine = Machine::open(&config, clock.clone()).await.unwrap();
+        let recorded = click(&machine, &clock, "imp_1", from.plus(1_000)).await;
+        assert_eq!(pass(&mut machine, &clock, from.plus(70_000)).await, from.plus(60_000));
+        drop(machine);
+
+        let [billed, lost] = ["imp_1", "imp_2"].map(|impression| event(impression, from.plus(5_000)));
+        let folder = aside(&config, &[&recorded, &billed, &lost]);
+        list(&folder).unwrap();
+        send(&folder, Site::Machine(Box::new(config.clone()))).await.unwrap();
+        assert_eq!(aside::list(&folder).unwrap(), [], "it is settled");
+
+        let now = SystemClock.now().plus(1_000);
+        clock.set(now);
+        let mut machine = Machine::open(&config, clock.clone()).await.unwrap();
+        pass(&mut machine, &clock, now).await;
+        assert_eq!(by_minute(&machine.warehouse, from).await, [(0, 2, true)], "a final click and a correction to come");
+        pass(&mut machine, &clock, now.plus(70_000)).await;
+        assert_eq!(by_minute(&machine.warehouse, from).await, [(0, 2, false)]);
+        drop(machine);
+        // What was sent is found, should its file come back.
+        let folder = aside(&config, &[&lost]);
+        send(&folder, Site::Machine(Box::new(config.clone()))).await.unwrap();
+        let mut machine = Machine::open(&config, clock.clone()).await.unwrap();
+        pass(&mut machine, &clock, now.plus(140_000)).await;
+        assert_eq!(by_minute(&machine.warehouse, from).await, [(0, 2, false)]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_spool_or_no_site_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = folder(Some(dir.path().into()), PathBuf::new()).unwrap_err().to_string();
+        assert!(error.ends_with("is not the folder of a spool: it has no folder `aside`"), "{error}");
+        let config = config(dir.path());
+        let folder = aside(&config, &[]);
+        let error = send(&folder, Site::Machine(Box::new(config))).await.unwrap_err().to_string();
+        assert!(error.ends_with("is no data folder of `tally up`"), "{error}");
+    }
+}
