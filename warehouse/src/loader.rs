@@ -39,6 +39,9 @@ const FINAL_MINUTES: usize = 16;
 /// How often it is looked at how far the log goes, which costs a question for each partition, in milliseconds.
 const LOOK_EVERY_MS: i64 = 500;
 
+/// How long no minute closes, though its time has come, before a line of the log says why, and between two such lines.
+const TELL_AFTER_MS: i64 = 60_000;
+
 /// How the loader is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
@@ -106,6 +109,8 @@ pub struct Loader {
     publisher: publish::Publisher,
     /// When it was last looked at how far the log goes.
     looked_at: Millis,
+    /// Since when no minute closes though its time has come, or when that was last told.
+    waits_since: Option<Millis>,
 }
 
 struct Run {
@@ -142,6 +147,7 @@ impl Loader {
             closing: None,
             publisher,
             looked_at: Millis::default(),
+            waits_since: None,
         })
     }
 
@@ -240,7 +246,7 @@ impl Loader {
             && self.run.partitions.values().all(|open| open.reached().is_some_and(|reached| reached >= at))
     }
 
-    fn report_status(&self) {
+    fn report_status(&mut self) {
         let waiting = self.waiting();
         let mut status = self.warehouse.0.status();
         status.open_rows = self.run.partitions.values().map(|open| open.len() as u64).sum();
@@ -250,11 +256,16 @@ impl Loader {
             .iter()
             .map(|(partition, open)| (*partition, open.reached()))
             .min_by_key(|(_, reached)| *reached);
-        if status.waiting != waiting
-            && let Some(reason) = &waiting
-        {
-            // Not a warning: most often the engine's rows are on their way. The age of what is final is the alarm.
-            tracing::debug!(reason, "no minute closes");
+        // Most often the engine's rows are on their way.
+        let now = self.warehouse.0.clock.now();
+        match (&waiting, self.waits_since) {
+            (None, _) => self.waits_since = None,
+            (Some(_), None) => self.waits_since = Some(now),
+            (Some(reason), Some(since)) if now.get() - since.get() >= TELL_AFTER_MS => {
+                tracing::warn!(reason, "no minute closes");
+                self.waits_since = Some(now);
+            }
+            _ => {}
         }
         status.waiting = waiting;
     }
