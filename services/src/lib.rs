@@ -102,6 +102,11 @@ impl Server {
         }
     }
 
+    /// Whether it is no more.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// kill -9, as a crash.
     pub fn kill(mut self) {
         self.end();

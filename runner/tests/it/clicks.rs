@@ -30,7 +30,7 @@ pub struct Entry {
     pub partition: i32,
     pub appended: i64,
     clicked: i64,
-    impression: Option<String>,
+    pub impression: Option<String>,
     ad: u32,
     person: Option<usize>,
     country: &'static str,

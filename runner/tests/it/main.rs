@@ -13,6 +13,7 @@ use memory_log::{MemoryLog, PARTITIONS, log_id};
 use runner::{PipelineFiles, Runner, RunnerSettings, VersionStart};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 const SQL: &str = include_str!("../../../pipelines/clicks.sql");
 
@@ -102,6 +103,42 @@ async fn a_restart_from_any_checkpoint_writes_the_same_rows() {
         open(&log, dir.path(), &files(), vec![start(1, 0)]).await.catch_up().await.unwrap();
         check(&log, &expected(&entries, &[(0, false)]));
     }
+}
+
+/// Read as it grew over 30 hours, with restarts and claims that are dropped when they are over, or after all of it.
+#[tokio::test]
+async fn a_catch_up_of_30_hours_says_what_was_said_live() {
+    let mut entries = generate(9, 12_000, 30 * 60);
+    // A heartbeat every half minute is enough.
+    entries.retain(|entry| entry.impression.is_some() || entry.appended / 1_000 % 30 == 0);
+    let expected = expected(&entries, &[(0, false)]);
+    let is_duplicate = |(verdict, _): &&(String, i64)| verdict == "duplicate";
+    assert!(expected.raw.values().filter(is_duplicate).count() > 1_000);
+    let tell = |runner: &Runner, at: i64| runner.counters().complete_through.store(at, Ordering::Relaxed);
+
+    let (dir, live) = (tempfile::tempdir().unwrap(), MemoryLog::new(1_000));
+    let mut runner = open(&live, dir.path(), &files(), vec![start(1, 0)]).await;
+    for (number, part) in entries.chunks(331).enumerate() {
+        put(&live, part);
+        runner.catch_up().await.unwrap();
+        tell(&runner, part.last().unwrap().appended - 7 * 60_000);
+        if number % 3 == 0 {
+            runner.checkpoint().await.unwrap();
+        }
+        if number % 13 == 0 {
+            drop(runner);
+            runner = open(&live, dir.path(), &files(), vec![start(1, 0)]).await;
+        }
+    }
+    check(&live, &expected);
+
+    let (dir, late) = (tempfile::tempdir().unwrap(), MemoryLog::new(usize::MAX));
+    put(&late, &entries);
+    let mut runner = open(&late, dir.path(), &files(), vec![start(1, 0)]).await;
+    tell(&runner, entries.last().unwrap().appended);
+    runner.catch_up().await.unwrap();
+    runner.checkpoint().await.unwrap();
+    check(&late, &expected);
 }
 
 #[tokio::test]

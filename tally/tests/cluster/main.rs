@@ -102,10 +102,18 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         Name::ClickHouse,
         Name::Run,
     ];
+    // Then each of these is started to die at a commit point, and starts again when it did.
+    let mut deaths = vec![
+        (Name::Redirect(0), "kafka.acknowledged:40"),
+        (Name::Load, "clickhouse.before:2"),
+        (Name::Redirect(1), "kafka.acknowledged:7"),
+        (Name::Load, "clickhouse.after:2"),
+    ];
+    let mut dying: Option<(Name, &str, Instant)> = None;
     let mut requests = JoinSet::new();
     let (began, mut number) = (Instant::now(), 0_u32);
     let mut next_kill = Duration::from_secs(4);
-    while !kills.is_empty() || began.elapsed() < next_kill {
+    while !kills.is_empty() || !deaths.is_empty() || dying.is_some() || began.elapsed() < next_kill {
         for _ in 0..4 {
             // New impressions, and clicks again on earlier ones; programs as well as people.
             number += 1;
@@ -126,6 +134,22 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..1_500))).await;
             tokio::task::block_in_place(|| cluster.start_again(name));
             next_kill = began.elapsed() + Duration::from_secs(4);
+        } else if let Some((name, point, since)) = dying {
+            if cluster.is_dead(name) {
+                println!("{:?}: {name:?} died at {point}", began.elapsed());
+                tokio::task::block_in_place(|| cluster.start_again(name));
+                (dying, next_kill) = (None, began.elapsed() + Duration::from_secs(4));
+            }
+            // The loader passes its points when a minute closes.
+            assert!(since.elapsed() < Duration::from_secs(150), "{name:?} did not come to {point}");
+        } else if kills.is_empty() && !deaths.is_empty() {
+            let (name, point) = deaths.remove(0);
+            // Told to, so that it leaves nothing half done that it would come to die of before it listens.
+            tokio::task::block_in_place(|| {
+                cluster.stop(name);
+                cluster.start_until(name, Some(point));
+            });
+            dying = Some((name, point, Instant::now()));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -163,5 +187,5 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         let ready = cluster.admin(name, "/readyz").await;
         assert_eq!(ready.0, 200, "{name:?}: {}", ready.1);
     }
-    cluster.stop();
+    cluster.stop_all();
 }

@@ -106,6 +106,11 @@ impl Cluster {
 
     /// Starts a process that does not run.
     pub fn start_again(&mut self, name: Name) {
+        self.start_until(name, None);
+    }
+
+    /// Starts a process that does not run and is to die at a commit point, as `TALLY_DIE_AT` names it.
+    pub fn start_until(&mut self, name: Name, die_at: Option<&str>) {
         let ports = self.ports.get(&name).copied().unwrap_or_default();
         let [public, admin] = ports.map(|port| format!("127.0.0.1:{port}"));
         let (mut command, port) = match name {
@@ -143,8 +148,20 @@ impl Cluster {
             }
         };
         command.env("TALLY_LOG", "info");
+        if let Some(point) = die_at {
+            command.env("TALLY_DIE_AT", point);
+        }
         let output = self.dir.path().join(format!("{name:?}.out"));
         self.running.insert(name, Server::start(command, port, &output, Duration::from_secs(60)));
+    }
+
+    /// Whether a process that was started has ended by itself; it can be started again then.
+    pub fn is_dead(&mut self, name: Name) -> bool {
+        let dead = self.running.get_mut(&name).is_some_and(|server| server.has_ended());
+        if dead {
+            self.running.remove(&name);
+        }
+        dead
     }
 
     /// kill -9.
@@ -157,14 +174,20 @@ impl Cluster {
         }
     }
 
-    /// Tells every process to stop, and waits until it has.
-    pub fn stop(&mut self) {
-        for (name, server) in std::mem::take(&mut self.running) {
-            server.signal("TERM");
-            let status = server.wait(Duration::from_secs(30));
-            let output = std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out"))).unwrap();
-            assert!(status.success(), "{name:?} ended with {status}: {output}");
-            assert!(output.contains("stopped"), "{name:?}: {output}");
+    /// Tells a process to stop, and waits until it has.
+    pub fn stop(&mut self, name: Name) {
+        let server = self.running.remove(&name).unwrap();
+        server.signal("TERM");
+        let status = server.wait(Duration::from_secs(30));
+        let output = std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out"))).unwrap();
+        assert!(status.success(), "{name:?} ended with {status}: {output}");
+        assert!(output.contains("stopped"), "{name:?}: {output}");
+    }
+
+    /// The same for all of them.
+    pub fn stop_all(&mut self) {
+        for name in self.running.keys().copied().collect::<Vec<_>>() {
+            self.stop(name);
         }
     }
 
