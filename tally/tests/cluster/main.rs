@@ -102,12 +102,12 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         Name::ClickHouse,
         Name::Run,
     ];
-    // Then each of these is started to die at a commit point, and starts again when it did.
+    // Then each of these is started to die at a commit point, some time after its start, and starts again when it did.
     let mut deaths = vec![
-        (Name::Redirect(0), "kafka.acknowledged:40"),
-        (Name::Load, "clickhouse.before:2"),
-        (Name::Redirect(1), "kafka.acknowledged:7"),
-        (Name::Load, "clickhouse.after:2"),
+        (Name::Redirect(0), "kafka.acknowledged:60"),
+        (Name::Load, "clickhouse.before:6"),
+        (Name::Redirect(1), "kafka.acknowledged:25"),
+        (Name::Load, "clickhouse.after:7"),
     ];
     let mut dying: Option<(Name, &str, Instant)> = None;
     let mut requests = JoinSet::new();
