@@ -65,9 +65,11 @@ impl Fate {
 
     /// A life that ends with a power cut, at a change or a point.
     pub fn draw_power_cut(rng: &mut impl Rng, steps_max: i64) -> Fate {
-        let fault = match rng.random_range(0..3) {
+        let fault = match rng.random_range(0..4) {
             0 => Fault::At(*POINTS.choose(rng).unwrap_or(&Point::AppendAfter), rng.random_range(1..=3)),
             1 => Fault::Change(rng.random_range(1..2_500)),
+            // In the middle of a start: in the first life that is where everything is made.
+            2 => Fault::Change(rng.random_range(1..150)),
             _ => Fault::None,
         };
         Fate { fault, steps: rng.random_range(1..=steps_max.max(1)), power_cut: true, away_ms: 0, clock_ms: 0 }
