@@ -107,6 +107,9 @@ pub enum LogError {
         "topic {topic:?} does not carry the time of appending: set message.timestamp.type=LogAppendTime, as `tally topics` says"
     )]
     NotAppendTime { topic: String },
+    /// There is more, and it does not come.
+    #[error("topic {topic:?} is read to {next:?} and ends at {ends:?}, and nothing came for {waited:?}")]
+    Silent { topic: String, next: Offsets, ends: Offsets, waited: Duration },
     #[error("Kafka setting {name} = {given:?} is not valid: {allowed}")]
     Setting { name: String, given: String, allowed: String },
     /// The server did not do what was asked, or its answer did not come.

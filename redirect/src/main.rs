@@ -19,7 +19,7 @@ use tally_log::kafka::KafkaLog;
 use tally_log::local::{LocalLog, Settings as LocalSettings};
 use tokio::sync::watch;
 
-/// A click allocates some forty times, on any thread.
+/// glibc's took a seventh of the time of a click: what one thread allocates another often frees.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -12,7 +12,7 @@ pub mod claims;
 pub mod config;
 pub mod deploy;
 pub mod load;
-mod reading;
+pub(crate) mod reading;
 mod rows;
 pub mod run;
 pub mod topics;

@@ -3,6 +3,7 @@
 //! The recount is the runner's, with the pipelines that are deployed, claims that it makes anew, and result topics of its
 //! own. What becomes final of it, and how, is the warehouse's: [`warehouse::Warehouse::repair`].
 
+use crate::cluster::reading;
 use crate::machine::TakenOver;
 use crate::site::{Site, SiteArgs};
 use crate::status::say;
@@ -23,9 +24,6 @@ use warehouse::{Recount, Repaired, Topics, Warehouse};
 
 /// Minutes that are told one by one.
 const TOLD_MAX: usize = 60;
-/// How long a poll of the log waits, and how many in a row may be empty though it goes on.
-const POLL: Duration = Duration::from_millis(500);
-const EMPTY_POLLS_MAX: u32 = 60;
 
 /// What `tally repair` takes.
 #[derive(Args)]
@@ -204,7 +202,7 @@ impl Log for Recounted {
         if topic.name != self.topic {
             return Ok(consumer);
         }
-        Ok(Box::new(UpTo { consumer, to: self.to.clone() }))
+        Ok(Box::new(UpTo { consumer, topic: self.topic.clone(), to: self.to.clone() }))
     }
 
     async fn held(&self, topic: &Topic, partition: Partition) -> Result<Range<Offset>, LogError> {
@@ -217,24 +215,17 @@ impl Log for Recounted {
     }
 }
 
-/// Reads a topic to its ends and no further. A poll that is empty says that it came to them, or that nothing came for half
-/// a minute, so that rows are missing.
+/// Reads a topic to its ends and no further. A poll that is empty says that it came to them.
 struct UpTo {
     consumer: Box<dyn Consumer>,
+    topic: String,
     to: Offsets,
 }
 
 #[async_trait]
 impl Consumer for UpTo {
     async fn poll(&mut self, records_max: usize, _: Duration) -> Result<Vec<Record>, LogError> {
-        let mut empty = 0;
-        while empty < EMPTY_POLLS_MAX {
-            let next = self.consumer.next();
-            if self.to.iter().all(|(partition, to)| next.get(partition) >= to) {
-                break;
-            }
-            let mut records = self.consumer.poll(records_max, POLL).await?;
-            empty += u32::from(records.is_empty());
+        while let Some(mut records) = reading::next(&mut *self.consumer, &self.topic, &self.to, records_max).await? {
             records.retain(|record| record.offset < self.to.get(record.partition));
             if !records.is_empty() {
                 return Ok(records);

@@ -48,7 +48,7 @@ pub enum Error {
     )]
     Contradiction { number: u64, what: String },
     #[error(
-        "repair {number} of the minutes before {through} began and did not end: run `tally repair` again, for the last of them"
+        "repair {number} of the minutes before {through} began and did not end: run `tally repair` again, for the last of them, or give it up as a closing with `--again`"
     )]
     RepairBegun { number: u64, through: Minute },
     /// A repair that cannot be, with the reason. Nothing was written.

@@ -29,6 +29,13 @@ pub struct Recount {
     pub through: Minute,
 }
 
+impl Recount {
+    /// The last minute of it.
+    fn minute(&self) -> Minute {
+        Minute::from_number(self.through.number() - 1)
+    }
+}
+
 /// What a repair made final.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repaired {
@@ -91,10 +98,9 @@ impl Warehouse {
     ) -> Result<Repaired> {
         let mut sequence = self.0.sequence.lock().await;
         let Sequence { last, deployment, begun } = sequence.as_mut().ok_or(Error::NotDeployed)?;
-        let minute = Minute::from_number(recount.through.number() - 1);
         if last.positions != recount.from || deployment.version != recount.version {
             let what = "minutes became final, or a pipeline was deployed, while it was recounted".to_string();
-            return Err(Error::NoRepair { minute, what });
+            return Err(Error::NoRepair { minute: recount.minute(), what });
         }
         let Inner { backend, clock, live, .. } = &*self.0;
         let rows = RowsOf { log: results, from: &Offsets::default() };
@@ -158,7 +164,7 @@ async fn undecodable(
         if serde_json::from_slice::<click::Event>(&record.value).is_ok() {
             let position = Position { log_id: recount.log_id, partition: *partition, offset: *offset };
             let what = format!("the recount has no row of {position}, though it can be decoded");
-            return Err(Error::NoRepair { minute: Minute::from_number(recount.through.number() - 1), what });
+            return Err(Error::NoRepair { minute: recount.minute(), what });
         }
     }
     Ok(missing)

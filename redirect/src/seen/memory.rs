@@ -26,8 +26,8 @@ struct Generations {
 }
 
 impl SeenInMemory {
-    /// The first million or so of a day, in 18 MB: two tables of 2^19 places of 17 bytes, each filled as far as a table
-    /// goes before it doubles.
+    /// 917,504 of them in 18 MB: two tables of 2^19 places of 17 bytes, each filled as far as a table goes before it
+    /// doubles.
     pub const ENTRIES_MAX: usize = 2 * (1 << 19) / 8 * 7;
 
     /// `horizon` is how long an impression counts as seen; of more than `entries_max` the oldest are forgotten first.

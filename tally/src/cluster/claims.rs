@@ -107,7 +107,7 @@ fn records(
     ends: Offsets,
 ) -> impl Stream<Item = Result<Vec<Record>>> + use<> {
     stream::try_unfold((consumer, topic.name.clone(), ends), async |(mut consumer, topic, ends)| {
-        let records = reading::next(&mut *consumer, &topic, &ends).await?;
+        let records = reading::next(&mut *consumer, &topic, &ends, reading::RECORDS_MAX).await?;
         Ok(records.map(|records| (records, (consumer, topic, ends))))
     })
 }

@@ -1,7 +1,7 @@
 //! How far the rows of a version have come in `raw_clicks`. The topic is large, and rows of a version that works are at
 //! its end: it is read from there, and from further back only as long as a partition of the log has no row.
 
-use super::reading::next;
+use super::reading::{RECORDS_MAX, next};
 use anyhow::Result;
 use click::{Millis, Offset, Offsets, Partition};
 use serde::Deserialize;
@@ -61,7 +61,7 @@ impl Seen {
                 None => self.open(log, raw_clicks, now.plus(-back_ms)).await?,
             };
             let ends = ends(log, raw_clicks).await?;
-            while let Some(records) = next(&mut *reading.consumer, &raw_clicks.name, &ends).await? {
+            while let Some(records) = next(&mut *reading.consumer, &raw_clicks.name, &ends, RECORDS_MAX).await? {
                 for record in records {
                     // A record that is no row is the loader's to complain about.
                     if let Ok(row) = serde_json::from_slice::<Row>(&record.value) {
