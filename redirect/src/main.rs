@@ -19,10 +19,6 @@ use tally_log::kafka::KafkaLog;
 use tally_log::local::{LocalLog, Settings as LocalSettings};
 use tokio::sync::watch;
 
-/// glibc's took a seventh of the time of a click: what one thread allocates another often frees.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const AFTER_HELP: &str = "\
 Every key of the file can also be set by a variable, which wins: TALLY_REDIRECT_LISTEN, and with two underscores for a key \
 of a table TALLY_REDIRECT_KAFKA__BROKERS.";
