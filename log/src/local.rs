@@ -3,7 +3,8 @@
 //! # Layout
 //!
 //! One folder a log, one a topic in it; a topic's records of all partitions stand in one row of segments, in the order
-//! in which they became durable. So a commit is one write and one fsync, whatever it holds.
+//! in which they became durable. So a commit is one write and one fsync, whatever it holds. The file of the segment that
+//! is written to is a little longer than what it holds, so that most fsyncs find its length as it was.
 //!
 //! * `frame`: the one form of everything in a segment, with its checksums
 //! * `segment`: files, their start and their seal, the index

@@ -1,7 +1,8 @@
 //! What a topic's files hold when it is opened: all that was acknowledged, or an error that names what is wrong.
 //!
 //! A process or a machine that dies while a group is written leaves a **torn tail**: the bytes of one frame at the
-//! end of the last segment, which nobody was told are durable. It is cut off. Anything else that is not as it was
+//! end of the last segment, which nobody was told are durable. It is cut off, and so are the zeros that a writer leaves
+//! after its last frame as room for the next. Anything else that is not as it was
 //! written is **damage**, and nothing is cut. How the two are told apart:
 //!
 //! * There is never more than one frame that was not synced. So it is damage when a frame with a later number
@@ -65,10 +66,12 @@ pub fn open(dir: &Path, name: &str, repairs: &mut Vec<Repair>) -> Result<Recover
         return Err(damaged(&open.path, tail.end.at, format!("{what}, and {known} bytes of it were durable")));
     }
     if let Some(what) = tail.wrong.take() {
-        judge(&file, Seed::of(&topic.log_id), tail.end.at, tail.end.number)?
-            .map_err(|why| damaged(&open.path, tail.end.at, format!("{what}, and {why}")))?;
-        let bytes_cut = file.bytes()? - tail.end.at;
-        repairs.push(Repair { file: open.path.clone(), at: tail.end.at, bytes_cut });
+        let torn = judge(&file, Seed::of(&topic.log_id), tail.end.at, tail.end.number)?;
+        let bytes_cut = torn.map_err(|why| damaged(&open.path, tail.end.at, format!("{what}, and {why}")))?;
+        // Zeros alone are the room that the writer had made for groups to come.
+        if bytes_cut > 0 {
+            repairs.push(Repair { file: open.path.clone(), at: tail.end.at, bytes_cut });
+        }
         file.set_len(tail.end.at)?;
         file.sync()?;
     }
@@ -164,8 +167,8 @@ fn scan(file: &File, topic: &Topic, segment: &Segment) -> Result<Tail, LogError>
 }
 
 /// Judges what stands at `at`, where the frame of this number should begin and does not: `Ok(Ok)` if it is a torn
-/// write, `Ok(Err)` with the reason if it is damage.
-fn judge(file: &File, seed: Seed, at: u64, number: u64) -> Result<Result<(), String>, LogError> {
+/// write, with its bytes, or none at all; `Ok(Err)` with the reason if it is damage.
+fn judge(file: &File, seed: Seed, at: u64, number: u64) -> Result<Result<u64, String>, LogError> {
     let len = file.bytes()?;
     let Some(bytes) = written(file, at, len)? else {
         return Ok(Err(format!("more follows than the one group that can be unfinished ({FRAME_BYTES_MAX} bytes)")));
@@ -174,14 +177,15 @@ fn judge(file: &File, seed: Seed, at: u64, number: u64) -> Result<Result<(), Str
     if let Some(later) = later {
         return Ok(Err(format!("group {} follows", later.number)));
     }
+    let torn = Ok(bytes.len() as u64);
     let whole = Err("no part of it is missing, as it would be after a write that was cut short".to_owned());
     Ok(match Header::read(&bytes, seed) {
         Some(header) if header.number != number => Err("its number is wrong".into()),
         Some(header) if bytes.len() > header.frame_len() => Err("more follows after its end".into()),
         // The last byte of a frame is never 0: if it was written, `bytes` reaches to it.
-        Some(header) if bytes.len() < header.frame_len() || misses_sector(&bytes, at) => Ok(()),
+        Some(header) if bytes.len() < header.frame_len() || misses_sector(&bytes, at) => torn,
         Some(_) => whole,
-        None if bytes.len() < HEADER_LEN || misses_sector(&bytes[..HEADER_LEN], at) => Ok(()),
+        None if bytes.len() < HEADER_LEN || misses_sector(&bytes[..HEADER_LEN], at) => torn,
         None => whole,
     })
 }

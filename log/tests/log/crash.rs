@@ -11,11 +11,10 @@ use tally_log::local::Repair;
 async fn crashed(groups: usize, last_bytes: usize) -> (Crashed, Vec<u64>) {
     let test = TestLog::new(1 << 20).await;
     let mut ends = Vec::new();
-    let path = test.dir.path().join("topics").join(TOPIC).join("00000000000000000000.log");
     for n in 0..groups {
         let bytes = if n + 1 == groups { last_bytes } else { 10 + n };
         test.append(0, vec![b'a' + n as u8; bytes]).await;
-        ends.push(fs::metadata(&path).unwrap().len());
+        ends.push(test.end());
     }
     (test.crashed(), ends)
 }
@@ -45,16 +44,15 @@ async fn a_tail_torn_at_any_byte_is_cut_off() {
     let manifest = fs::read(template.file("topic")).unwrap();
     expect(&template, None, 4).await;
     for cut in ends[2]..ends[3] {
-        fs::write(template.file("topic"), &manifest).unwrap();
-        fs::write(template.segment(0), &bytes[..cut as usize]).unwrap();
-        let repair = (cut > ends[2]).then_some((ends[2], cut - ends[2]));
-        expect(&template, repair, 3).await;
-        // The same with zeros where the rest of the write should be.
-        let mut zeros = bytes.clone();
-        zeros[cut as usize..].fill(0);
-        fs::write(template.file("topic"), &manifest).unwrap();
-        fs::write(template.segment(0), &zeros).unwrap();
-        expect(&template, Some((ends[2], ends[3] - ends[2])), 3).await;
+        let written = bytes[ends[2] as usize..cut as usize].iter().rposition(|byte| *byte != 0).map(|at| at as u64 + 1);
+        // As a file that grew with the write, and with zeros where the rest of it should be.
+        for len in [cut, ends[3], bytes.len() as u64] {
+            let mut torn = bytes[..cut as usize].to_vec();
+            torn.resize(len as usize, 0);
+            fs::write(template.file("topic"), &manifest).unwrap();
+            fs::write(template.segment(0), &torn).unwrap();
+            expect(&template, written.map(|bytes| (ends[2], bytes)), 3).await;
+        }
     }
 }
 
@@ -73,17 +71,41 @@ async fn a_tail_that_misses_any_sectors_is_cut_off() {
         missing.into_iter().for_each(|sector| torn[sector].fill(0));
         fs::write(template.file("topic"), &manifest).unwrap();
         fs::write(template.segment(0), &torn).unwrap();
-        expect(&template, Some((ends[2], ends[3] - ends[2])), 3).await;
+        let written = torn.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1 - ends[2];
+        expect(&template, Some((ends[2], written)), 3).await;
     }
 }
 
 #[tokio::test]
-async fn zeros_at_the_end_are_cut_off() {
-    for zeros in [1, 31, 512, 5_000, 20 << 20] {
+async fn room_for_groups_to_come_is_no_unfinished_write() {
+    for zeros in [0, 1, 31, 512, 5_000, 20 << 20] {
         let (crashed, ends) = crashed(3, 12).await;
-        let file = fs::OpenOptions::new().write(true).open(crashed.segment(0)).unwrap();
-        file.set_len(ends[2] + zeros).unwrap();
-        expect(&crashed, Some((ends[2], zeros)), 3).await;
+        assert!(fs::metadata(crashed.segment(0)).unwrap().len() > ends[2]);
+        crashed.cut_room(ends[2] + zeros);
+        expect(&crashed, None, 3).await;
+        // The log was closed at the end of that.
+        let bytes = fs::read(crashed.segment(0)).unwrap();
+        assert_ne!(bytes.last(), Some(&0));
+    }
+}
+
+#[tokio::test]
+async fn groups_fill_the_room_and_grow_over_it() {
+    let test = TestLog::new(32 << 20).await;
+    let mut lengths = Vec::new();
+    // Within the room, to its last byte or a few past it, and groups that are larger than a room.
+    for n in 0..120_usize {
+        let bytes = [1_000, 9_973, 262_100, 700_000][n % 4] + n;
+        test.append(0, vec![b'x'; bytes]).await;
+        lengths.push(bytes);
+        let (end, file) = (test.end(), fs::metadata(test.crashed().segment(0)).unwrap().len());
+        assert!(end <= file && file - end < 256 << 10, "{end} of {file}");
+    }
+    for crashed in [test.crashed(), crate::support::closed(test)] {
+        let (log, repairs) = crashed.open().unwrap();
+        assert_eq!(repairs, []);
+        let read = read_all(&log, &log.topic(TOPIC).await.unwrap()).await.unwrap();
+        assert_eq!(values(&read[0]).iter().map(|value| value.len()).collect::<Vec<_>>(), lengths);
     }
 }
 

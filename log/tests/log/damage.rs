@@ -5,16 +5,17 @@ use crate::support::{Crashed, TOPIC, TestLog, closed, flip};
 use std::fs;
 use tally_log::{Log, LogError};
 
-/// A log in one segment that dies, and where its groups begin, with the end at last.
+/// A log in one segment that dies, without room after its end, and where its groups begin, with the end at last.
 async fn one_segment() -> (Crashed, Vec<u64>) {
     let test = TestLog::new(1 << 20).await;
-    let path = test.dir.path().join("topics").join(TOPIC).join("00000000000000000000.log");
-    let mut begins = vec![fs::metadata(&path).unwrap().len()];
+    let mut begins = vec![test.end()];
     for n in 0..12 {
         test.append(n % 4, vec![b'a'; 1 + 7 * n as usize]).await;
-        begins.push(fs::metadata(&path).unwrap().len());
+        begins.push(test.end());
     }
-    (test.crashed(), begins)
+    let crashed = test.crashed();
+    crashed.cut_room(*begins.last().unwrap());
+    (crashed, begins)
 }
 
 /// A log in at least four segments.
@@ -44,6 +45,21 @@ async fn a_flipped_byte_anywhere_is_damage_and_changes_no_file() {
     }
     assert_eq!(fs::read(&segment).unwrap(), bytes);
     assert_eq!(crashed.open().unwrap().1, []);
+}
+
+#[tokio::test]
+async fn a_flipped_byte_before_room_is_damage_too() {
+    let (crashed, begins) = one_segment().await;
+    let (segment, end) = (crashed.segment(0), *begins.last().unwrap());
+    for room in [1, 31, 700, 256 << 10] {
+        crashed.cut_room(end + room);
+        for at in begins.windows(2).flat_map(|group| [group[0], group[0] + 20, group[0] + 50, group[1] - 1]) {
+            let expected = begins.iter().rfind(|begin| **begin <= at).copied().unwrap();
+            flip(&segment, at as usize, 5);
+            assert_eq!(crashed.damage(), (segment.clone(), expected), "byte {at}, {room} bytes of room");
+            flip(&segment, at as usize, 5);
+        }
+    }
 }
 
 #[tokio::test]

@@ -39,6 +39,12 @@ impl TestLog {
         TestLog { log, topic, clock, settings, dir }
     }
 
+    /// Where the last frame of the first segment ends, whose last byte is never 0; room for more follows.
+    pub fn end(&self) -> u64 {
+        let bytes = std::fs::read(self.dir.path().join("topics").join(TOPIC).join(format!("{:020}.log", 0))).unwrap();
+        bytes.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1
+    }
+
     /// Appends one record and waits until it is durable: a group of its own.
     pub async fn append(&self, partition: Partition, value: impl Into<Bytes>) -> Appended {
         self.log.append(&self.topic, partition, None, value.into()).await.unwrap().await.unwrap()
@@ -76,6 +82,11 @@ impl Crashed {
 
     pub fn open(&self) -> Result<(LocalLog, Vec<Repair>), LogError> {
         LocalLog::open(self.dir.path(), self.settings, Arc::new(ManualClock::new(Millis::new(0))) as Arc<dyn Clock>)
+    }
+
+    /// Takes the room after the last frame away, as if the log had been closed.
+    pub fn cut_room(&self, end: u64) {
+        std::fs::OpenOptions::new().write(true).open(self.segment(0)).unwrap().set_len(end).unwrap();
     }
 
     /// The file and the byte of the damage that stops it.
