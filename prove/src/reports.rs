@@ -3,9 +3,13 @@
 use crate::judge::{Cell, Cells};
 use anyhow::{Context, Result, ensure};
 use click::Millis;
+use reqwest::StatusCode;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+
+/// How often a report is asked for that the machine was too busy to give in time.
+const TRIES: u32 = 5;
 
 /// The reports of a site over one span of time.
 pub struct Reports<'a> {
@@ -20,9 +24,17 @@ impl Reports<'_> {
         let url = format!("http://{}/api/v1/reports/clicks", self.address);
         let (from, to) = (self.from.to_string(), self.to.to_string());
         let query = [("from", from.as_str()), ("to", &to), ("groupBy", group_by), ("limit", "100000")];
-        let answer = self.client.get(url).query(&query).send().await?;
-        let status = answer.status();
-        let body: Value = answer.json().await?;
+        let mut tries = 1;
+        let (status, body) = loop {
+            let answer = self.client.get(&url).query(&query).send().await?;
+            let status = answer.status();
+            let body: Value = answer.json().await?;
+            // A report that took too long in real time says nothing of numbers, and asks to be tried again.
+            if status != StatusCode::SERVICE_UNAVAILABLE || tries == TRIES {
+                break (status, body);
+            }
+            tries += 1;
+        };
         ensure!(status.is_success(), "a report by {group_by} was answered {status}: {body}");
         ensure!(body["truncated"] == false, "a report by {group_by} is cut short");
         Ok(body)
