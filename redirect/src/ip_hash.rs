@@ -3,7 +3,7 @@
 use click::{Invalid, Millis};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -60,7 +60,8 @@ impl IpHasher {
             }
             of_day.1.clone()
         };
-        hmac.update(ip.to_string().as_bytes());
+        // A hash takes any text.
+        let _ = write!(Hashing(&mut hmac), "{ip}");
         let mut hex = String::with_capacity(32);
         for byte in hmac.finalize().into_bytes().iter().take(16) {
             for digit in [byte >> 4, byte & 15] {
@@ -76,6 +77,16 @@ impl IpHasher {
         // `2026-04-20T…`: the date is what stands before the T.
         hmac.update(text.split('T').next().unwrap_or(&text).as_bytes());
         keyed(&hmac.finalize().into_bytes())
+    }
+}
+
+/// Text that is hashed as it is written.
+struct Hashing<'h>(&'h mut Hmac<Sha256>);
+
+impl fmt::Write for Hashing<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.update(text.as_bytes());
+        Ok(())
     }
 }
 

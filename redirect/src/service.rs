@@ -12,7 +12,7 @@ use crate::seen::SeenBefore;
 use crate::settings::Settings;
 use crate::signature::Keys;
 use crate::spool::{Spool, SpoolCounters};
-use crate::url::ClickUrl;
+use crate::url::{CLICK_PATH, ClickUrl};
 use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -31,6 +31,8 @@ use tally_log::{Log, Topic};
 
 /// Largest body of a POST, in bytes. Browsers bound beacons to as much.
 const BODY_BYTES_MAX: usize = 64 * 1024;
+/// More than the event of a usual click has, in bytes.
+const EVENT_BYTES: usize = 640;
 /// How long the body of a POST may take to arrive once its click is recorded.
 const BODY_WAIT: Duration = Duration::from_secs(1);
 /// What a client is told to wait before it tries again, in seconds.
@@ -138,11 +140,11 @@ impl Service {
     /// The routes. They need the client's address as [`ConnectInfo<SocketAddr>`], which [`crate::serve`] gives them,
     /// and axum's `into_make_service_with_connect_info::<SocketAddr>()`.
     pub fn router(&self) -> Router {
+        // Not a route of its own: axum would copy its parameters out of every path, and nobody reads them.
         Router::new()
-            .route("/api/v1/click/{impression_id}", any(click))
             .route("/healthz", any(healthz))
             .route("/readyz", any(readyz))
-            .fallback(unknown_path)
+            .fallback(click_or_unknown_path)
             .with_state(self.clone())
     }
 
@@ -264,7 +266,7 @@ impl Service {
 }
 
 /// Answers a click: redirects a GET, acknowledges a POST, and tells a HEAD what a GET would hear.
-async fn click(State(service): State<Service>, request: Request) -> Response {
+async fn click(service: Service, request: Request) -> Response {
     // The one and only time of the click. Nothing in the request is asked about it.
     let at = service.now();
     let arrived = service.0.answer_seconds.get().map(|seconds| (seconds, Instant::now()));
@@ -317,7 +319,8 @@ async fn click(State(service): State<Service>, request: Request) -> Response {
         let key = url.impression_id.clone();
         let partition = partition_of(key.as_str().as_bytes(), service.appender().topic.partitions);
         let event = service.event(click_id, at, url, client, &request.headers, invalid_reason).await;
-        let json = serde_json::to_vec(&Event::Click(event))
+        let mut json = Vec::with_capacity(EVENT_BYTES);
+        serde_json::to_writer(&mut json, &Event::Click(event))
             .expect("an event has string keys and no value that JSON cannot hold");
         // A crash before this line: the click is neither recorded nor answered. A crash within: it is recorded or
         // not, and not answered. In both cases the browser sees a failure, and a retry is another click of the same
@@ -391,6 +394,12 @@ fn reads(service: &Service, method: &Method) -> Option<Response> {
     (!allowed).then(|| service.refuse(Problem::method(method.as_str(), "GET, HEAD")))
 }
 
-async fn unknown_path(State(service): State<Service>, request: Request) -> Response {
-    service.refuse(Problem::unknown_path(request.uri().path()))
+async fn click_or_unknown_path(State(service): State<Service>, request: Request) -> Response {
+    let path = request.uri().path();
+    match path.strip_prefix(CLICK_PATH) {
+        Some(impression_id) if !impression_id.is_empty() && !impression_id.contains('/') => {
+            click(service, request).await
+        }
+        _ => service.refuse(Problem::unknown_path(path)),
+    }
 }
