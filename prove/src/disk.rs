@@ -33,15 +33,27 @@ enum Change {
 }
 
 impl Change {
-    /// Whether this write puts new bytes everywhere where another one did.
-    fn covers(&self, other: &Change) -> bool {
-        match (self, other) {
-            (
-                Change::Write { ino, offset, length, .. },
-                Change::Write { ino: other_ino, offset: other_offset, length: other_length, .. },
-            ) => ino == other_ino && offset <= other_offset && other_offset + other_length <= offset + length,
-            _ => false,
-        }
+    /// What there is of an older write when this change is durable: its bytes that this one neither wrote again nor cut off.
+    fn leaves(&self, older: Change) -> Vec<Change> {
+        let (from, to) = match (self, &older) {
+            (Change::Write { ino, offset, length, .. }, Change::Write { ino: of, .. }) if ino == of => {
+                (*offset, offset + length)
+            }
+            (Change::Size { ino, new, .. }, Change::Write { ino: of, .. }) if ino == of => (*new, u64::MAX),
+            _ => return vec![older],
+        };
+        let Change::Write { ino, offset, length, old_size, before } = older else { return vec![older] };
+        let end = offset + length;
+        let part = |first: u64, last: u64, old_size: u64| {
+            let before = before.iter().copied().skip((first - offset) as usize).take((last - first) as usize).collect();
+            (first < last).then_some(Change::Write { ino, offset: first, length: last - first, old_size, before })
+        };
+        // What was written after `to` made the file longer than `to` at least.
+        let parts = [
+            part(offset, end.min(from).max(offset), old_size),
+            part(offset.max(to).min(end), end, old_size.max(to.min(end))),
+        ];
+        parts.into_iter().flatten().collect()
     }
 
     /// What has to be fsynced for it to be durable: a file for its bytes, both folders for a rename.
@@ -155,31 +167,46 @@ impl Disk {
 fn loose(lines: Vec<Line>) -> Vec<(Change, u64)> {
     let mut loose: Vec<(Change, [bool; 2])> = Vec::new();
     // After a failed fsync the kernel may forget what it could not write, and say yes the next time.
-    let mut lost: Vec<(Change, u64)> = Vec::new();
+    let mut lost: Vec<Change> = Vec::new();
     for line in lines {
         match line {
             Line::Change(change) => loose.push((change, [false; 2])),
-            Line::Sync { ino, .. } => loose.retain_mut(|(change, durable)| {
-                for (place, durable) in change.places().iter().zip(durable.iter_mut()) {
-                    *durable |= *place == ino;
+            Line::Sync { ino, .. } => {
+                // A file's length is not in its pages, which may be forgotten, but in the file system's journal: the
+                // next fsync writes it.
+                for change in std::mem::take(&mut lost) {
+                    match change {
+                        Change::Size { ino: of, .. } if of == ino => overwrite(&mut lost, &change),
+                        _ => lost.push(change),
+                    }
                 }
-                if *durable == [true; 2] {
-                    // What was written again is there, whatever became of it before.
-                    lost.retain(|(before, _)| !change.covers(before));
-                }
-                *durable != [true; 2]
-            }),
+                loose.retain_mut(|(change, durable)| {
+                    for (place, durable) in change.places().iter().zip(durable.iter_mut()) {
+                        *durable |= *place == ino;
+                    }
+                    if *durable == [true; 2] {
+                        // What was written again is there, whatever became of it before.
+                        overwrite(&mut lost, change);
+                    }
+                    *durable != [true; 2]
+                });
+            }
             Line::Failed { ino } => {
                 let (failed, rest) = loose.into_iter().partition(|(change, _)| change.places().contains(&ino));
                 loose = rest;
                 let failed: Vec<(Change, [bool; 2])> = failed;
-                lost.extend(failed.into_iter().map(|(change, _)| (change, 0)));
+                lost.extend(failed.into_iter().map(|(change, _)| change));
             }
             Line::Died(_) | Line::Life => {}
         }
     }
-    lost.extend(loose.into_iter().map(|(change, _)| (change, 0)));
-    lost
+    lost.extend(loose.into_iter().map(|(change, _)| change));
+    lost.into_iter().map(|change| (change, 0)).collect()
+}
+
+/// Takes from older changes what this one, which is durable, wrote again or cut off.
+fn overwrite(older: &mut Vec<Change>, change: &Change) {
+    *older = std::mem::take(older).into_iter().flat_map(|older| change.leaves(older)).collect();
 }
 
 /// Of each file and folder an older part of what is loose reached the disk after all.

@@ -140,6 +140,24 @@ fn a_process_dies_at_a_change_or_meets_what_a_disk_does() {
     world.ok("echo six 1<> a; sync a .");
     world.cut();
     assert_eq!(world.files()["a"], "six\n", "what is written again is there");
+    // A part of it is written again, before and after what stays lost.
+    let world = World::new();
+    assert!(!world.run("echo abcdefgh > a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("echo -n XY 1<> a; sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "XY");
+    let world = World::new();
+    assert!(!world.run("echo abcdefgh > a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("truncate -s 4 a; echo XYZ >> a; sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "\0\0\0\0XYZ\n", "what was cut off and written again is there");
+    // A cut that an fsync did not confirm, and the next one did.
+    let world = World::new();
+    world.ok("echo abcdefgh > a; sync a .");
+    assert!(!world.run("truncate -s 4 a; sync a", &[("POWER_CUT_EIO", "1")]).success());
+    world.ok("echo XYZ >> a; sync a .");
+    world.cut();
+    assert_eq!(world.files()["a"], "abcdXYZ\n");
 }
 
 #[test]
