@@ -1,13 +1,16 @@
-//! Apache Kafka, one broker, started by `dev/kafka`.
+//! Apache Kafka, one broker or several, started by `dev/kafka`.
 
 use crate::{Server, free_port, skip};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A Java machine starts in seconds; in many when others want the processors.
 const START_WAIT: Duration = Duration::from_secs(120);
+
+/// What a broker prints when it has started.
+const STARTED: &str = "Kafka Server started";
 
 fn dev_kafka() -> Command {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../dev/kafka"))
@@ -48,6 +51,10 @@ pub fn shared() -> Option<u16> {
 pub struct Kafka {
     dir: PathBuf,
     port: u16,
+    /// Its number in the cluster; node 1 is the controller, too.
+    node: u32,
+    /// Where node 1 has its data, if this is another one.
+    first: Option<PathBuf>,
     /// Further lines of server.properties.
     lines: Vec<String>,
     server: Option<Server>,
@@ -65,9 +72,18 @@ impl Kafka {
             return skip("Kafka", &why);
         }
         let lines = lines.iter().map(|line| line.to_string()).collect();
-        let mut kafka = Kafka { dir: dir.to_owned(), port: free_port(), lines, server: None };
+        let mut kafka = Kafka { dir: dir.to_owned(), port: free_port(), node: 1, first: None, lines, server: None };
         kafka.restart();
         Some(kafka)
+    }
+
+    /// Starts another broker of the cluster that this one is node 1 of, with the same lines: a number from 2 on, which no
+    /// other has, and a folder of its own.
+    pub fn join(&self, node: u32, dir: &Path) -> Kafka {
+        let (first, lines) = (Some(self.dir.clone()), self.lines.clone());
+        let mut kafka = Kafka { dir: dir.to_owned(), port: free_port(), node, first, lines, server: None };
+        kafka.restart();
+        kafka
     }
 
     pub fn port(&self) -> u16 {
@@ -81,12 +97,28 @@ impl Kafka {
         }
     }
 
-    /// Starts it again, if it was killed.
+    /// Starts it again, if it was killed, and waits until it takes part in its cluster: it listens a moment before that, and
+    /// is given no partition until then.
     pub fn restart(&mut self) {
         if self.server.is_none() {
             let mut command = dev_kafka();
-            command.args(["run", "--port", &self.port.to_string(), "--dir"]).arg(&self.dir).arg("--").args(&self.lines);
-            self.server = Some(Server::start(command, self.port, &self.dir.join("broker.out"), START_WAIT));
+            command.args(["run", "--port", &self.port.to_string(), "--dir"]).arg(&self.dir);
+            if let Some(first) = &self.first {
+                command.args(["--node", &self.node.to_string(), "--join"]).arg(first);
+            }
+            command.arg("--").args(&self.lines);
+            let output = self.dir.join("broker.out");
+            // It stays from one start to the next.
+            let starts = || std::fs::read_to_string(&output).unwrap_or_default().matches(STARTED).count();
+            let before = starts();
+            let until = Instant::now() + START_WAIT;
+            let mut server = Server::start(command, self.port, &output, START_WAIT);
+            while starts() == before {
+                let waits = Instant::now() < until && !server.has_ended();
+                assert!(waits, "the broker did not start:\n{}", std::fs::read_to_string(&output).unwrap_or_default());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            self.server = Some(server);
         }
     }
 
