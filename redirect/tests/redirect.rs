@@ -4,6 +4,7 @@
 mod app;
 mod edges;
 mod judged;
+mod leaderless;
 mod seen;
 mod spool;
 

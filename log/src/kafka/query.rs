@@ -1,7 +1,8 @@
 //! Asks about topics and offsets.
 
+use super::Context;
+use super::describe::{self, Described};
 use super::statistics::Watch;
-use super::{Context, describe};
 use crate::{LogError, Topic};
 use click::{Millis, Offset, Partition};
 use rdkafka::TopicPartitionList;
@@ -14,6 +15,9 @@ use std::time::{Duration, Instant};
 
 /// How long it is waited before a question is asked again.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long a description is waited for at most before it is found out anew whom to ask for it, see [`Query::describe`].
+const DESCRIPTION_WAIT: Duration = Duration::from_secs(1);
 
 impl ConsumerContext for Watch {}
 
@@ -41,8 +45,7 @@ impl Query {
 
     /// The topic as it is now, with the number of partitions that the settings say.
     pub fn topic(&self, name: &str) -> Result<Topic, LogError> {
-        let described = describe::describe(self.client.client(), name, self.wait());
-        let described = described.map_err(|code| match code {
+        let described = self.describe(name).map_err(|code| match code {
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
                 LogError::UnknownTopic(name.to_owned())
             }
@@ -53,6 +56,30 @@ impl Query {
             return Err(LogError::PartitionsChanged { topic: name.to_owned(), expected, found });
         }
         Ok(Topic { name: name.to_owned(), log_id: described.log_id, partitions: found })
+    }
+
+    /// librdkafka asks the controller, and in a cluster without ZooKeeper any broker may be called so. One that died stays it
+    /// until librdkafka hears of the cluster again, which it asks for every five minutes, and nothing is handed over to a
+    /// consumer meanwhile. So it is asked for here: any broker that lives answers that.
+    fn describe(&self, name: &str) -> Result<Described, RDKafkaErrorCode> {
+        use RDKafkaErrorCode as Code;
+        let until = Instant::now() + self.wait();
+        let patience = DESCRIPTION_WAIT.min(self.wait() / 4);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let described = describe::describe(self.client.client(), name, left.min(patience));
+            let silent = matches!(
+                described,
+                Err(Code::OperationTimedOut | Code::RequestTimedOut | Code::BrokerTransportFailure)
+            );
+            if !silent || left <= patience {
+                return described;
+            }
+            if let Err(error) = self.client.fetch_metadata(None, patience) {
+                tracing::debug!(%error, "no broker tells of the cluster");
+                std::thread::sleep(ASK_AGAIN);
+            }
+        }
     }
 
     /// Asks something about a topic, and then whether it was still the same one.

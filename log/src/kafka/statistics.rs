@@ -102,6 +102,10 @@ fn client(name: &str, statistics: &Statistics, metrics: &mut Vec<Metric>) {
     for topic in sorted(&statistics.topics) {
         let mut partitions: Vec<_> = topic.partitions.values().filter(|partition| partition.partition >= 0).collect();
         partitions.sort_by_key(|partition| partition.partition);
+        let lack = partitions.iter().filter(|partition| partition.leader < 0).count();
+        let name = "tally_log_kafka_partitions_without_leader";
+        let help = "Partitions that take nothing and give nothing, since no broker leads them.";
+        add(name, help, Gauge, &[("topic", topic.topic.clone())], lack as f64);
         for partition in partitions {
             let labels = [("topic", topic.topic.clone()), ("partition", partition.partition.to_string())];
             // Negative where it is not known, which is everywhere that nothing is read. librdkafka's own lag is that

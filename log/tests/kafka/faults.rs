@@ -14,17 +14,17 @@ use tally_log::{Acknowledgement, Log, LogError, Record, Topic};
 const APPENDERS: usize = 16;
 
 /// What appenders were told: by value, the place where the record is, or that nobody knows.
-type Told = HashMap<String, Option<(Partition, i64)>>;
+pub type Told = HashMap<String, Option<(Partition, i64)>>;
 
-/// Appends until it is told to stop, many records in flight at each appender, and each in the order of its numbers.
-struct Appenders {
+/// Append until they are told to stop, many records in flight at each appender, and each in the order of its numbers.
+pub struct Appenders {
     tasks: Vec<tokio::task::JoinHandle<Told>>,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
 }
 
 impl Appenders {
-    fn start(log: &Arc<dyn Log>, topic: &Topic) -> Appenders {
+    pub fn start(log: &Arc<dyn Log>, topic: &Topic) -> Appenders {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let task = |i: usize| {
             let (log, topic, stop, acknowledged) = (log.clone(), topic.clone(), stop.clone(), acknowledged.clone());
@@ -55,14 +55,14 @@ impl Appenders {
         Appenders { tasks: (0..APPENDERS).map(task).collect(), stop, acknowledged }
     }
 
-    async fn until_acknowledged(&self, more: usize) {
+    pub async fn until_acknowledged(&self, more: usize) {
         let until = self.acknowledged.load(Ordering::Relaxed) + more;
         while self.acknowledged.load(Ordering::Relaxed) < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
-    async fn end(self) -> Told {
+    pub async fn end(self) -> Told {
         self.stop.store(true, Ordering::Relaxed);
         let mut told = Told::new();
         for task in self.tasks {
@@ -74,7 +74,7 @@ impl Appenders {
 
 /// Every acknowledged record is where it was said to be, and nowhere else; no record is there that was not appended, and
 /// none twice, since nobody sent one again; each appender's are in its order.
-fn check(told: &Told, read: &[Vec<Record>]) {
+pub fn check(told: &Told, read: &[Vec<Record>]) {
     let mut seen = HashMap::new();
     let mut last = HashMap::new();
     for record in read.iter().flatten() {

@@ -7,6 +7,7 @@ mod appending;
 mod conformance;
 mod faults;
 mod groups;
+mod leaderless;
 mod replaced;
 mod support;
 mod topics;
