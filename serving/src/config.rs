@@ -22,7 +22,8 @@ pub enum ConfigError {
 
 /// Reads a file, if there is one, then variables whose names begin with `prefix`: `TALLY_LOAD_KAFKA__BROKERS` is key
 /// `brokers` of table `kafka` under the prefix `TALLY_LOAD_`. A variable's text is read as a TOML value if it is one,
-/// else it is a string. What is named nowhere keeps its default; a key that does not exist is an error.
+/// else it is a string, and so it is where only a string is possible: a password may look like a number. What is named
+/// nowhere keeps its default; a key that does not exist is an error.
 ///
 /// # Errors
 ///
@@ -45,23 +46,33 @@ pub fn read<T: DeserializeOwned>(
     let mut variables: Vec<(String, String)> =
         variables.into_iter().filter(|(name, _)| name.starts_with(prefix)).collect();
     variables.sort();
+    let of_file = table.clone();
     for (variable, text) in variables {
         let path = variable[prefix.len()..].to_ascii_lowercase();
-        set(&mut table, &path, &text).map_err(|what| ConfigError::Variable { variable: variable.clone(), what })?;
+        // Beside the file alone, so that what is wrong with another variable is not this one's.
+        let is_possible = |value: &Value| {
+            let mut table = of_file.clone();
+            set(&mut table, &path, value.clone()).is_ok() && T::deserialize(Value::Table(table)).is_ok()
+        };
+        let as_text = Value::String(text.clone());
+        let value = match text.parse::<Value>() {
+            Ok(value) if is_possible(&value) || !is_possible(&as_text) => value,
+            _ => as_text,
+        };
+        set(&mut table, &path, value).map_err(|what| ConfigError::Variable { variable: variable.clone(), what })?;
         origin.push(variable);
     }
     T::deserialize(Value::Table(table)).map_err(|error| ConfigError::Settings { origin: origin.join(" and "), error })
 }
 
 /// Sets the key at a path of names with two underscores between them.
-fn set(table: &mut Table, path: &str, text: &str) -> Result<(), String> {
+fn set(table: &mut Table, path: &str, value: Value) -> Result<(), String> {
     let (mut table, mut rest) = (table, path);
     while let Some((name, below)) = rest.split_once("__") {
         let entry = table.entry(name).or_insert_with(|| Value::Table(Table::new()));
         table = entry.as_table_mut().ok_or_else(|| format!("{name:?} is a value, and has no keys below it"))?;
         rest = below;
     }
-    let value = text.parse::<Value>().unwrap_or_else(|_| Value::String(text.to_owned()));
     table.insert(rest.to_owned(), value);
     Ok(())
 }
@@ -84,6 +95,7 @@ mod tests {
         listen: SocketAddr,
         #[serde(deserialize_with = "duration")]
         wait: Duration,
+        key: String,
         kafka: Kafka,
     }
 
@@ -97,7 +109,7 @@ mod tests {
     impl Default for Settings {
         fn default() -> Self {
             let listen = SocketAddr::from(([127, 0, 0, 1], 1));
-            Settings { listen, wait: Duration::from_secs(1), kafka: Kafka::default() }
+            Settings { listen, wait: Duration::from_secs(1), key: String::new(), kafka: Kafka::default() }
         }
     }
 
@@ -119,6 +131,16 @@ mod tests {
         assert_eq!(settings.kafka, Kafka { brokers: "a:1,b:2".into(), partitions: 4 });
         assert_eq!(read_text("", &[("T_KAFKA__PARTITIONS", "8")]).unwrap().kafka.partitions, 8);
         assert_eq!(read::<Settings>(None, "T_", Vec::new()).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn a_secret_that_looks_like_something_else_is_text() {
+        for secret in ["0123456789", "1234567890123456", "1_000", "1e5", "true", "2026-04-20", "12 # 34", "{}", "[1]"] {
+            // Also beside one that is wrong, which alone is told of.
+            assert_eq!(read_text("", &[("T_KEY", secret)]).unwrap().key, secret);
+            let told = read_text("", &[("T_KAFKA__PARTITIONS", "many"), ("T_KEY", secret)]).unwrap_err();
+            assert!(told.contains("partitions") && !told.contains(secret), "{told}");
+        }
     }
 
     #[test]
