@@ -65,7 +65,11 @@ impl Context {
     }
 
     fn failed(&self, doing: impl Into<String>, error: impl Display) -> LogError {
-        LogError::Kafka { brokers: self.servers.clone(), doing: doing.into(), error: error.to_string() }
+        let error = match self.statistics.trouble() {
+            Some(trouble) => format!("{error}; {trouble}"),
+            None => error.to_string(),
+        };
+        LogError::Kafka { brokers: self.servers.clone(), doing: doing.into(), error }
     }
 }
 

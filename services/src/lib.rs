@@ -9,6 +9,7 @@ pub mod clickhouse;
 pub mod kafka;
 pub mod nginx;
 pub mod redis;
+pub mod tls;
 
 use std::ffi::OsStr;
 use std::net::TcpListener;

@@ -72,6 +72,10 @@ impl Query {
                 described,
                 Err(Code::OperationTimedOut | Code::RequestTimedOut | Code::BrokerTransportFailure)
             );
+            if silent {
+                // With it comes why no broker could be reached.
+                self.serve();
+            }
             if !silent || left <= patience {
                 return described;
             }

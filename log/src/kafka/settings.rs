@@ -50,7 +50,8 @@ pub struct Settings {
     /// The name that brokers see, and the consumer group of [`crate::Consumer`]s, which never join it and never commit.
     pub client_id: String,
     /// Further properties of librdkafka: TLS, SASL, compression, sockets. Those that what Tally promises rests on are
-    /// refused.
+    /// refused. A name may be written with `_` in the place of `.`, as in variables of the environment, and wins then.
+    #[serde(deserialize_with = "properties")]
     pub properties: BTreeMap<String, String>,
 }
 
@@ -148,6 +149,13 @@ impl Settings {
                 let allowed = format!("a property that may be set, one of {}", PROPERTIES.join(", "));
                 return Err(invalid("properties", name.clone(), &allowed));
             }
+            if !cfg!(feature = "kafka-tls")
+                && name == "security.protocol"
+                && ["ssl", "sasl_ssl"].contains(&value.to_ascii_lowercase().as_str())
+            {
+                let allowed = "plaintext or sasl_plaintext, or a build with the feature kafka-tls";
+                return Err(invalid(name, value.clone(), allowed));
+            }
             // This build has no other codec, and would find that out when it reads.
             if name == "compression.type" && !["none", "lz4", "snappy"].contains(&value.as_str()) {
                 return Err(invalid(name, value.clone(), "none, lz4 or snappy"));
@@ -183,7 +191,7 @@ impl Settings {
             }
         }
         let debug = self.properties.contains_key("debug");
-        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Notice });
+        config.set_log_level(if debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         config
     }
 
@@ -257,6 +265,15 @@ fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     })
 }
 
+/// No property that may be set has an underscore in its name.
+fn properties<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let given = BTreeMap::<String, String>::deserialize(from)?;
+    let (with, mut properties): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        given.into_iter().partition(|(name, _)| name.contains('_'));
+    properties.extend(with.into_iter().map(|(name, value)| (name.replace('_', "."), value)));
+    Ok(properties)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,6 +299,11 @@ mod tests {
             r#"{"properties": {"compression.type": "zstd"}}"#,
             r#"compression.type = "zstd" is not valid: none, lz4 or snappy"#,
         );
+        #[cfg(not(feature = "kafka-tls"))]
+        check(
+            r#"{"properties": {"security_protocol": "SASL_SSL"}}"#,
+            r#"security.protocol = "SASL_SSL" is not valid: plaintext or sasl_plaintext, or a build with the feature kafka-tls"#,
+        );
         for name in ["acks", "enable.idempotence", "group.id", "auto.offset.reset", "socket", "sasl"] {
             let settings = Settings { properties: [(name.into(), "1".into())].into(), ..Settings::default() };
             let error = settings.check().unwrap_err().to_string();
@@ -292,6 +314,15 @@ mod tests {
         }
         assert!(serde_json::from_str::<Settings>(r#"{"acks": "1"}"#).is_err());
         assert!(serde_json::from_str::<Settings>(r#"{"linger": "1 fortnight"}"#).is_err());
+    }
+
+    #[test]
+    fn a_property_may_be_named_as_a_variable_is() {
+        let json =
+            r#"{"properties": {"sasl.username": "tally", "sasl.password": "of the file", "sasl_password": "secret"}}"#;
+        let properties = serde_json::from_str::<Settings>(json).unwrap().properties;
+        let expected = [("sasl.password", "secret"), ("sasl.username", "tally")];
+        assert_eq!(properties, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
     }
 
     #[test]

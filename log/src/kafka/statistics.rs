@@ -1,13 +1,14 @@
-//! What librdkafka counts, as metrics.
+//! What librdkafka counts, as metrics, and why it cannot reach a broker.
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use std::collections::BTreeMap;
 use std::slice::from_ref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What a metric counts, as Prometheus tells them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,11 +33,29 @@ pub struct Metric {
 pub struct Collected {
     clients: Mutex<BTreeMap<String, Statistics>>,
     pub producers_replaced: AtomicU64,
+    /// Why a connection could not be made or was lost, and when.
+    trouble: Mutex<Option<(Instant, String)>>,
 }
+
+/// Connections are tried again and again, and librdkafka says the same of one for 30 seconds only once: what was said
+/// longer ago is over.
+const TROUBLE_AGE_MAX: Duration = Duration::from_secs(35);
 
 impl Collected {
     fn clients(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Statistics>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When and why a connection failed, if one did lately. An answer that does not come says only that it did not.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, why) = trouble.as_ref()?;
+        let age = at.elapsed();
+        (age <= TROUBLE_AGE_MAX).then(|| format!("{} s ago a connection failed: {why}", age.as_secs()))
+    }
+
+    fn note(&self, why: &str) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), why.to_owned()));
     }
 
     /// Everything as it was at the last interval, in a fixed order.
@@ -152,8 +171,13 @@ impl ClientContext for Watch {
             }
             // librdkafka says at these levels that a connection was closed, which it makes again by itself.
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => tracing::warn!(facility, message, "kafka client"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => tracing::info!(facility, message, "kafka client"),
-            RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "kafka client"),
+            RDKafkaLogLevel::Notice => tracing::info!(facility, message, "kafka client"),
+            // A broker that hangs up, which it also does to a client that it does not understand, is told of only here.
+            RDKafkaLogLevel::Info if facility == "FAIL" => {
+                tracing::debug!(facility, message, "kafka client");
+                self.statistics.note(message);
+            }
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => tracing::debug!(facility, message, "kafka client"),
         }
     }
 
@@ -165,5 +189,9 @@ impl ClientContext for Watch {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::warn!(%error, reason, "kafka client");
+        use RDKafkaErrorCode::{Authentication, BrokerTransportFailure, Resolve, SSL};
+        if let Some(Authentication | BrokerTransportFailure | Resolve | SSL) = error.rdkafka_error_code() {
+            self.statistics.note(reason);
+        }
     }
 }

@@ -8,6 +8,9 @@ mod conformance;
 mod faults;
 mod groups;
 mod leaderless;
+mod passwords;
 mod replaced;
 mod support;
+#[cfg(feature = "kafka-tls")]
+mod tls;
 mod topics;
