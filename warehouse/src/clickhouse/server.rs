@@ -60,6 +60,11 @@ impl Server {
         let named = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let starts = settings.database.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         let settings = settings.clone();
+        tls(&settings.url).map_err(|what| Error::Statement {
+            server: format!("{}/{}", settings.url, settings.database),
+            statement: "connect".into(),
+            what,
+        })?;
         let seconds = settings.statement_timeout.as_secs().max(1).to_string();
         let mut client = Client::default()
             .with_url(&settings.url)
@@ -100,7 +105,7 @@ impl Server {
     ) -> Result<T> {
         match tokio::time::timeout(self.settings.statement_timeout + GRACE, running).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.error(statement, error.to_string())),
+            Ok(Err(error)) => Err(self.error(statement, with_causes(&error))),
             Err(_) => Err(self.error(statement, format!("no answer within {:?}", self.settings.statement_timeout))),
         }
     }
@@ -155,6 +160,41 @@ impl Server {
         faults::at(Point::ClickHouseAfter);
         Ok(())
     }
+}
+
+/// Whether this build and this machine can speak to a server of this URL. Without any certificate the client would panic.
+#[cfg(feature = "clickhouse-tls")]
+fn tls(_: &str) -> std::result::Result<(), String> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let errors: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        return Err(format!(
+            "this machine has no certificates of authorities ({}): install ca-certificates, or name a file of them in SSL_CERT_FILE",
+            errors.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "clickhouse-tls"))]
+fn tls(url: &str) -> std::result::Result<(), String> {
+    match url.to_ascii_lowercase().starts_with("https:") {
+        true => Err("https takes a build with the feature clickhouse-tls".into()),
+        false => Ok(()),
+    }
+}
+
+/// An error and what is behind it: one says that a connection failed, and another below it why.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let (mut text, mut cause) = (error.to_string(), error.source());
+    while let Some(below) = cause {
+        let said = below.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = below.source();
+    }
+    text
 }
 
 /// Settings of an insert that is on disk, or refused, when it is answered.
