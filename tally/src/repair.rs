@@ -57,9 +57,11 @@ pub async fn repair(args: RepairArgs) -> Result<()> {
         Site::Cluster(config) => (config.pipelines.clone(), config.lateness(), config.dedup_horizon),
     };
     let files = PipelineFiles::read(&pipelines.unwrap_or(folder))?;
-    let again = match &site {
-        Site::Machine(_) => "tally up",
-        Site::Cluster(_) => "tally deploy --again",
+    let next = match &site {
+        Site::Machine(_) => "`tally up` goes on from there",
+        Site::Cluster(_) => {
+            "reports tell it when `tally load` runs again; an engine that could not pass goes on from there by `tally deploy --again`"
+        }
     };
     let (log, warehouse) = site.open().await?;
     let horizon_ms = i64::try_from(horizon.as_millis()).context("the dedup horizon")?;
@@ -73,7 +75,7 @@ pub async fn repair(args: RepairArgs) -> Result<()> {
         say(&format!("and {} minutes more", clicks.len() - TOLD_MAX));
     }
     say(&format!(
-        "{} minutes before {} are final now, with {total} clicks, as repair {} of the warehouse; `{again}` goes on from there",
+        "{} minutes before {} are final now, with {total} clicks, as repair {} of the warehouse; {next}",
         clicks.len(),
         entry.through,
         entry.number

@@ -2,7 +2,10 @@
 //! killed under load and started again, and what is reported is judged from the answers that browsers received.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "clickhouse-tls")]
+mod https;
 mod processes;
+mod repair;
 
 use click::{ClickId, Clock, Millis, SystemClock};
 use processes::{Cluster, Name};

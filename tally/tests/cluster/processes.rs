@@ -8,7 +8,9 @@ use services::{Server, free_port};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tally_log::kafka::{KafkaLog, Settings};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
@@ -22,6 +24,8 @@ pub enum Name {
 }
 
 pub struct Cluster {
+    /// Two at once would be more than a small machine can run.
+    _alone: MutexGuard<'static, ()>,
     dir: tempfile::TempDir,
     kafka: Kafka,
     redis: Redis,
@@ -35,19 +39,22 @@ pub struct Cluster {
 }
 
 /// A binary of the workspace; cargo puts all of them into one folder.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_tally")).with_file_name(name);
     assert!(path.is_file(), "{} is missing: test the whole workspace, or build it first", path.display());
     path
 }
 
-fn root() -> PathBuf {
+pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 impl Cluster {
     /// Starts everything, or says which server this machine does not have.
     pub fn start() -> Option<Cluster> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        // Another test that failed leaves nothing behind that matters here.
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = tempfile::tempdir().unwrap();
         let folder = |name: &str| {
             let path = dir.path().join(name);
@@ -63,7 +70,7 @@ impl Cluster {
             [Name::Redirect(0), Name::Redirect(1), Name::Run, Name::Load, Name::Reporting(0), Name::Reporting(1)];
         let ports = names.into_iter().map(|name| (name, [free_port(), free_port()])).collect();
         let running = BTreeMap::new();
-        let mut cluster = Cluster { dir, kafka, redis, clickhouse, clickhouse_port, ports, running, client };
+        let mut cluster = Cluster { _alone, dir, kafka, redis, clickhouse, clickhouse_port, ports, running, client };
         cluster.once(&["topics"]);
         cluster.once(&["topics"]);
         cluster.once(&["load", "--migrate"]);
@@ -73,11 +80,28 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Runs a command of `tally` to its end.
-    fn once(&self, arguments: &[&str]) {
+    /// Runs a command of `tally` to its end: whether it succeeded, and what it printed.
+    pub fn tally(&self, arguments: &[&str]) -> (bool, String) {
         let output = self.command(binary("tally"), "TALLY_CLUSTER_").args(arguments).output().unwrap();
-        let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
-        assert!(output.status.success(), "tally {arguments:?}: {out}{err}");
+        let printed = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat();
+        (output.status.success(), printed)
+    }
+
+    /// One that succeeds.
+    fn once(&self, arguments: &[&str]) {
+        let (succeeded, printed) = self.tally(arguments);
+        assert!(succeeded, "tally {arguments:?}: {printed}");
+    }
+
+    /// Its Kafka, as another program would use it.
+    pub fn log(&self) -> KafkaLog {
+        let brokers = vec![format!("127.0.0.1:{}", self.kafka.port())];
+        KafkaLog::new(Settings { brokers, single_node: true, ..Settings::default() }).unwrap()
+    }
+
+    /// What ClickHouse answers to a statement.
+    pub fn query(&self, statement: &str) -> String {
+        self.clickhouse.as_ref().unwrap().query(statement)
     }
 
     /// A command with everything that several processes are told, by variables.
