@@ -5,6 +5,7 @@ mod app;
 mod edges;
 mod judged;
 mod leaderless;
+mod passwords;
 mod seen;
 mod spool;
 

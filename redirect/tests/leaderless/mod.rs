@@ -18,7 +18,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// The controller takes a node that is silent for two seconds for dead.
 const LINES: [&str; 2] = ["broker.session.timeout.ms=2000", "broker.heartbeat.interval.ms=300"];
 
-struct Redirect {
+pub struct Redirect {
     server: Server,
     admin: u16,
     partitions: Partition,
@@ -26,27 +26,12 @@ struct Redirect {
 
 impl Redirect {
     fn start(dir: &Path, broker: u16, partitions: Partition) -> Redirect {
-        let (port, admin) = (free_port(), free_port());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tally-redirect"));
-        for (name, value) in [
-            ("LISTEN", format!("127.0.0.1:{port}")),
-            ("ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
-            ("CATALOG", concat!(env!("CARGO_MANIFEST_DIR"), "/../catalog/sample.csv").into()),
-            ("IP_HASH_KEY", "a secret of this test".into()),
-            ("SPOOL__DIR", dir.join("spool").display().to_string()),
-            // A machine that is busy must not be taken for a log that is stuck.
-            ("APPEND_WAIT", "10s".into()),
-            ("KAFKA__BROKERS", format!("[\"127.0.0.1:{broker}\"]")),
-            ("KAFKA__SINGLE_NODE", "true".into()),
-            ("KAFKA__REQUEST_TIMEOUT", "1s".into()),
-        ] {
-            command.env(format!("TALLY_REDIRECT_{name}"), value);
-        }
+        let (command, port, admin) = command(dir, broker);
         let server = Server::start(command, port, &dir.join("redirect.out"), LONG);
         Redirect { server, admin, partitions }
     }
 
-    async fn get(port: u16, target: &str) -> Answer {
+    pub async fn get(port: u16, target: &str) -> Answer {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         let request = format!("GET {target} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
@@ -70,6 +55,27 @@ impl Redirect {
     async fn spooled(&self) -> u64 {
         self.metric("tally_spool_puts_total").await
     }
+}
+
+/// The process on a Kafka, with its spool in this folder; with its port, and the operators'.
+pub fn command(dir: &Path, broker: u16) -> (Command, u16, u16) {
+    let (port, admin) = (free_port(), free_port());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tally-redirect"));
+    for (name, value) in [
+        ("LISTEN", format!("127.0.0.1:{port}")),
+        ("ADMIN_LISTEN", format!("127.0.0.1:{admin}")),
+        ("CATALOG", concat!(env!("CARGO_MANIFEST_DIR"), "/../catalog/sample.csv").into()),
+        ("IP_HASH_KEY", "a secret of this test".into()),
+        ("SPOOL__DIR", dir.join("spool").display().to_string()),
+        // A machine that is busy must not be taken for a log that is stuck.
+        ("APPEND_WAIT", "10s".into()),
+        ("KAFKA__BROKERS", format!("[\"127.0.0.1:{broker}\"]")),
+        ("KAFKA__SINGLE_NODE", "true".into()),
+        ("KAFKA__REQUEST_TIMEOUT", "1s".into()),
+    ] {
+        command.env(format!("TALLY_REDIRECT_{name}"), value);
+    }
+    (command, port, admin)
 }
 
 /// The clicks that partitions hold: the ids of each, in their order.
