@@ -162,10 +162,21 @@ pub fn create_dir_all(dir: &Path) -> Result<()> {
     sync_dir(above)
 }
 
+/// Makes a folder in one that is there. Not durable before that is synced.
+pub(crate) fn create_dir(dir: &Path) -> Result<()> {
+    at("create", dir, fs::create_dir(dir))
+}
+
 /// Writes a file so that, whatever happens, there is either all of the new or all of the old one.
 pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = write_temporary(path, bytes)?;
     rename(&aside, path)
+}
+
+/// The same; but which of the two is not certain before the folder is synced.
+pub(crate) fn write_aside_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = write_temporary(path, bytes)?;
+    at("rename", &aside, fs::rename(&aside, path))
 }
 
 /// Writes a file that must not exist yet: put if absent. Of several callers, also in several processes, one gets

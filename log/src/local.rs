@@ -210,8 +210,9 @@ impl Inner {
         }
         let topic = Topic { name: name.to_owned(), log_id: LogId::random(), partitions };
         // A topic is there as a whole or not at all: its folder is filled first and then moved into place.
+        // Until then nobody looks for it, so what is in it is made durable once, with the manifest, and its first name never.
         let aside = durable::aside(&dir);
-        durable::create_dir_all(&aside)?;
+        durable::create_dir(&aside)?;
         let next = vec![0; partitions as usize].into();
         segment::create(&aside, &topic, 0, &Place { at: 0, number: 0, time: Millis::new(i64::MIN), next })?;
         Manifest::new(&topic).write(&aside)?;

@@ -87,6 +87,7 @@ pub fn open(dir: &Path, name: &str, repairs: &mut Vec<Repair>) -> Result<Recover
         open.sealed = Some(end.clone());
         let before = Place { number: end.number + 1, ..end };
         let next = segment::create(dir, &topic, open.number + 1, &before)?;
+        durable::sync_dir(dir)?;
         segments.push(std::mem::replace(&mut open, next));
         tail.end = open.start.clone();
         tail.index = vec![open.start.clone()];

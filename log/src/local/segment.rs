@@ -74,8 +74,9 @@ pub fn damaged(file: &Path, at: u64, what: impl Into<String>) -> LogError {
     LogError::Damaged { file: file.to_path_buf(), at, what: what.into() }
 }
 
-/// Makes the file of a segment that follows `before` (a place whose `at` does not matter), durable, with its start
-/// frame. `dir` may be the topic's folder before it was moved into place.
+/// Makes the file of a segment that follows `before` (a place whose `at` does not matter), with its start frame. It is
+/// there as a whole or not at all, and for certain once `dir` was synced: that has to be before the manifest names it, but
+/// for the first one, which is not the topic's before the folder is.
 pub fn create(dir: &Path, topic: &Topic, number: u64, before: &Place) -> Result<Segment, LogError> {
     let mut builder = Builder::new();
     let body = builder.begin();
@@ -85,7 +86,7 @@ pub fn create(dir: &Path, topic: &Topic, number: u64, before: &Place) -> Result<
     let frame =
         builder.end(Seed::of(&topic.log_id), Kind::Start, before.number, before.time, topic.partitions as usize);
     let path = path(dir, number);
-    durable::write_aside(&path, frame)?;
+    durable::write_aside_unsynced(&path, frame)?;
     let start = Place { at: frame.len() as u64, number: before.number + 1, ..before.clone() };
     Ok(Segment { number, path, start, sealed: None })
 }

@@ -225,10 +225,10 @@ impl LocalTopic {
         shorter.write(&self.dir)?;
         *manifest = shorter;
         self.segments.write().unwrap_or_else(PoisonError::into_inner).held.drain(..over.len());
+        // One that comes back after a power cut is removed by the next open as well.
         for segment in &over {
             durable::remove_file(&segment.path)?;
         }
-        durable::sync_dir(&self.dir)?;
         Ok(over.len())
     }
 

@@ -4,7 +4,7 @@ use super::frame::{self, Builder, Kind};
 use super::recover::INDEX_STEP;
 use super::segment::{self, Place};
 use super::topic::{LocalTopic, Waiting, lock};
-use crate::durable::File;
+use crate::durable::{self, File};
 use crate::{Appended, LogError};
 use click::{Offset, Partition};
 use faults::Point;
@@ -169,6 +169,7 @@ impl Writer {
         faults::at(Point::SegmentSealed);
         let before = Place { number: self.end.number + 1, ..self.end.clone() };
         let new = segment::create(&topic.dir, &topic.topic, self.segment + 1, &before)?;
+        durable::sync_dir(&topic.dir)?;
         faults::at(Point::SegmentCreated);
         {
             let mut manifest = lock(&topic.manifest);
