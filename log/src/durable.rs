@@ -146,12 +146,18 @@ pub fn remove_dir_all(path: &Path) -> Result<()> {
     at("remove", path, fs::remove_dir_all(path))
 }
 
-/// Makes a folder and all above it that are missing, each durable. It may exist already.
+/// Makes a folder and all above it that are missing, each durable. It may exist already: whoever made it may have died before
+/// its name was durable, and what is put into it would be gone with it. What is above one that has a folder in it is durable,
+/// since each is before the next is made.
 pub fn create_dir_all(dir: &Path) -> Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
     let above = folder_of(dir);
+    if dir.is_dir() {
+        return match sync_dir(above) {
+            // Who may not read it did not make the folder in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        };
+    }
     if above != dir {
         create_dir_all(above)?;
     }

@@ -20,9 +20,6 @@ const READ_BYTES_MAX: u64 = 32 << 20;
 pub(super) fn sweep(dir: &Path) -> Result<()> {
     durable::remove_leftovers(dir)?;
     durable::sync_dir(dir)?;
-    if let Some(parent) = dir.parent() {
-        durable::sync_dir(parent)?;
-    }
     for path in durable::list(dir)? {
         if path.is_dir() {
             sweep(&path)?;

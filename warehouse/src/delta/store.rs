@@ -75,8 +75,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 fn make_folder(path: &std::path::Path) -> Result<()> {
     match path.parent() {
-        Some(folder) => durable::create_dir_all(folder).map_err(|error| failed(folder, error)),
-        None => Ok(()),
+        // One that is there was made durable when its table was opened, or since then.
+        Some(folder) if !folder.is_dir() => durable::create_dir_all(folder).map_err(|error| failed(folder, error)),
+        _ => Ok(()),
     }
 }
 
