@@ -164,13 +164,10 @@ impl Claims {
     /// Opens the store for the newest version in `starts`.
     pub fn open(path: &Path, settings: ClaimsSettings, starts: Vec<VersionStart>) -> Result<Self, ClaimsError> {
         let error = |error| ClaimsError::Store { path: path.to_path_buf(), error };
-        durable::create_dir_all(path)?;
-        let store = Database::builder(path)
-            .cache_size(settings.memory_bytes)
-            .manual_journal_persist(true)
-            .worker_threads(1)
-            .open()
-            .map_err(error)?;
+        if !path.is_dir() || durable::list(path)?.is_empty() {
+            make(path, &settings)?;
+        }
+        let store = open_store(path, &settings)?;
         let meta = store.keyspace("meta", KeyspaceCreateOptions::default).map_err(error)?;
         sync_names(path)?;
         let version = starts.last().map_or(0, |start| start.version);
@@ -398,6 +395,32 @@ impl Claims {
     }
 }
 
+fn open_store(path: &Path, settings: &ClaimsSettings) -> Result<Database, ClaimsError> {
+    let store =
+        Database::builder(path).cache_size(settings.memory_bytes).manual_journal_persist(true).worker_threads(1).open();
+    store.map_err(|error| ClaimsError::Store { path: path.to_path_buf(), error })
+}
+
+/// Makes a store, as a whole or not at all. fjall alone, when the process dies while it makes one, leaves a folder that it can
+/// neither open nor make anew.
+fn make(path: &Path, settings: &ClaimsSettings) -> Result<(), ClaimsError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let aside = path.with_file_name(format!(".{name}.aside"));
+    if aside.is_dir() {
+        durable::remove_dir_all(&aside)?;
+    }
+    if let Some(above) = path.parent() {
+        durable::create_dir_all(above)?;
+    }
+    let error = |error| ClaimsError::Store { path: aside.clone(), error };
+    let store = open_store(&aside, settings)?;
+    store.keyspace("meta", KeyspaceCreateOptions::default).map_err(error)?;
+    store.persist(PersistMode::SyncAll).map_err(error)?;
+    drop(store);
+    sync_names(&aside)?;
+    Ok(durable::rename(&aside, path)?)
+}
+
 /// fjall fsyncs what is in a keyspace's folder, and not the folder that names it: a power cut could take a keyspace as a
 /// whole.
 fn sync_names(path: &Path) -> Result<(), ClaimsError> {
@@ -462,6 +485,20 @@ mod tests {
         check(&mut claims, &[ask("a", 9, 1000)], &[0]);
         let lost = claims.check_start(log_id(), &[(0, 11)].into_iter().collect()).unwrap_err();
         assert!(matches!(lost, ClaimsError::Lost { partition: 0, through: 4, start: 11, .. }), "{lost}");
+    }
+
+    #[test]
+    fn a_store_that_was_not_made_whole_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("claims");
+        let aside = dir.path().join(".claims.aside");
+        // fjall's first files: with them and no more it neither opens a store nor makes one.
+        std::fs::create_dir_all(aside.join("keyspaces")).unwrap();
+        std::fs::write(aside.join("0.jnl"), "").unwrap();
+        assert!(open_store(&aside, &ClaimsSettings::default()).is_err());
+        drop(open(&path, vec![start(1, 0)]));
+        assert!(!aside.exists());
+        drop(open(&path, vec![start(1, 0)]));
     }
 
     #[test]
