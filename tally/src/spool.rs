@@ -7,8 +7,9 @@ use click::{Clock, Event, SystemClock};
 use redirect::spool::aside::{self, Kept};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tally_log::Log;
 use tally_log::partitioner::partition_of;
-use warehouse::{Known, Topics};
+use warehouse::{Known, Topics, Warehouse};
 
 /// How long the log may take for a click.
 const SEND_WAIT: Duration = Duration::from_secs(30);
@@ -53,6 +54,17 @@ pub fn list(dir: &Path) -> Result<()> {
 /// If something cannot be read or sent. What was not sent stays aside.
 pub async fn send(dir: &Path, site: Site) -> Result<()> {
     let (log, warehouse) = site.open().await?;
+    let [recorded, billed, sent] = send_all(dir, &*log, &warehouse, say).await?;
+    say(&format!("{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions"));
+    Ok(())
+}
+
+/// The same with log and warehouse open; each click is told. How many were there already, are of billed impressions, and were
+/// sent.
+///
+/// # Errors
+/// As [`send`].
+pub async fn send_all(dir: &Path, log: &dyn Log, warehouse: &Warehouse, tell: impl Fn(&str)) -> Result<[u64; 3]> {
     let topic = log.topic(&Topics::default().clicks).await?;
     let mut totals = [0_u64; 3];
     for (file, kept) in aside::list(dir)? {
@@ -72,14 +84,12 @@ pub async fn send(dir: &Path, site: Site) -> Result<()> {
                 let acknowledged = log.append(&topic, partition, Some(key.as_str().as_bytes()), value).await?;
                 tokio::time::timeout(SEND_WAIT, acknowledged).await.context("the log does not answer")??;
             }
-            say(&format!("{click} {told}"));
+            tell(&format!("{click} {told}"));
             totals[at] += 1;
         }
         aside::settle(&file)?;
     }
-    let [recorded, billed, sent] = totals;
-    say(&format!("{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions"));
-    Ok(())
+    Ok(totals)
 }
 
 /// The folder of a spool.
