@@ -23,12 +23,14 @@ pub struct Browsers {
     ads: Vec<([String; 3], bool)>,
     /// Whether the rules have changed.
     pub changed: bool,
+    /// Whether the redirects have keys, and URLs are signed.
+    pub signed: bool,
 }
 
 impl Browsers {
     /// # Errors
     /// If there is no HTTP client to be had.
-    pub fn new(catalog: &redirect::Catalog) -> Result<Browsers, reqwest::Error> {
+    pub fn new(catalog: &redirect::Catalog, signed: bool) -> Result<Browsers, reqwest::Error> {
         let mut ads: Vec<_> = catalog
             .ads()
             .map(|ad| {
@@ -38,7 +40,7 @@ impl Browsers {
             .collect();
         ads.sort();
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
-        Ok(Browsers { client, judge: Arc::default(), ads, changed: false })
+        Ok(Browsers { client, judge: Arc::default(), ads, changed: false, signed })
     }
 
     pub fn ads(&self) -> usize {
@@ -59,11 +61,15 @@ impl Browsers {
         [ad, campaign, publisher, request.country.to_string(), device.to_string()]
     }
 
-    /// By the definition: a person's click on an active ad, not a prefetch, with the ad's own campaign.
+    /// By the definition: a person's click on an active ad, not a prefetch, with the ad's own campaign, and well signed where
+    /// redirects have keys.
     fn is_eligible(&self, request: &Request) -> bool {
         let (_, active) = self.ads[request.ad];
         let is_person = request.person.is_some_and(|person| !(self.changed && person == CHANGED));
-        is_person && active && matches!(request.how, How::Get | How::Post | How::GoneAway)
+        is_person
+            && active
+            && (!self.signed || request.sign.is_good())
+            && matches!(request.how, How::Get | How::Post | How::GoneAway)
     }
 
     /// Sends a request at `now` by the plain redirect's clock and remembers the answer. The future ends when the answer
@@ -85,9 +91,7 @@ impl Browsers {
             Through::Ahead => redirects[1],
             Through::Slow(_) => redirects[2],
         };
-        let ([ad, campaign, _], _) = &self.ads[request.ad];
-        let campaign = if request.how == How::WrongCampaign { "cmp_other" } else { campaign };
-        let path = format!("/api/v1/click/{}?ad_id={ad}&campaign_id={campaign}", request.impression);
+        let path = self.path(&request, now);
         let (client, judge) = (self.client.clone(), self.judge.clone());
         let ahead = if request.through == Through::Ahead { AHEAD_MS } else { 0 };
         async move {
@@ -153,6 +157,25 @@ impl Browsers {
             }
             Ok(())
         }
+    }
+
+    fn path(&self, request: &Request, now: Millis) -> String {
+        let ([ad, campaign, publisher], _) = &self.ads[request.ad];
+        let campaign = if request.how == How::WrongCampaign { "cmp_other" } else { campaign };
+        let publisher = match request.how {
+            How::WrongPublisher => "pub_other",
+            _ if request.names_publisher => publisher,
+            _ => "",
+        };
+        let impression = request.impression.as_str();
+        let mut path = format!("/api/v1/click/{impression}?ad_id={ad}&campaign_id={campaign}");
+        if !publisher.is_empty() {
+            path.push_str(&format!("&publisher_id={publisher}"));
+        }
+        if self.signed {
+            path.push_str(&request.sign.query([impression, ad, campaign, publisher], now));
+        }
+        path
     }
 
     /// Impressions that must be billed, and clicks that must not.

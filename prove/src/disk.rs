@@ -56,6 +56,10 @@ impl Change {
         parts.into_iter().flatten().collect()
     }
 
+    fn is_of_bytes(&self) -> bool {
+        matches!(self, Change::Write { .. } | Change::Size { .. })
+    }
+
     /// What has to be fsynced for it to be durable: a file for its bytes, both folders for a rename.
     fn places(&self) -> [u64; 2] {
         match self {
@@ -70,16 +74,74 @@ impl Change {
 enum Line {
     Change(Change),
     Sync { ino: u64, kind: String },
+    Skipped,
     Failed { ino: u64 },
     Died(String),
     Life,
 }
 
+/// What a power cut takes of what was not durable. A file system may write names and bytes in any order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// All of it.
+    All,
+    /// The bytes of files. Names are there, also of files that are empty now.
+    Bytes,
+    /// All of it but the newest name in each folder.
+    AllButNewest,
+    /// Of each file and folder the younger part, cut anywhere.
+    Younger,
+}
+
+impl Cut {
+    pub fn draw(rng: &mut impl Rng) -> Cut {
+        match rng.random_range(0..8) {
+            0..3 => Cut::All,
+            3 => Cut::Bytes,
+            4 => Cut::AllButNewest,
+            _ => Cut::Younger,
+        }
+    }
+
+    /// Takes from the changes that are loose those that reached the disk.
+    fn keep(self, loose: &mut Vec<(Change, u64)>, rng: &mut impl Rng) {
+        match self {
+            Cut::All => {}
+            Cut::Bytes => loose.retain(|(change, _)| change.is_of_bytes()),
+            Cut::AllButNewest => {
+                let mut newest = HashMap::new();
+                for (at, (change, _)) in loose.iter().enumerate().filter(|(_, (change, _))| !change.is_of_bytes()) {
+                    newest.extend(change.places().map(|place| (place, at)));
+                }
+                let is_newest = |at: usize, change: &Change| {
+                    !change.is_of_bytes() && change.places().iter().all(|place| newest.get(place) == Some(&at))
+                };
+                let mut at = 0..;
+                loose.retain(|(change, _)| !at.next().is_some_and(|at| is_newest(at, change)));
+            }
+            Cut::Younger => keep_older(loose, rng),
+        }
+    }
+}
+
+impl std::fmt::Display for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Cut::All => "all that was loose gone",
+            Cut::Bytes => "loose bytes gone",
+            Cut::AllButNewest => "all that was loose gone but the newest name of a folder",
+            Cut::Younger => "the younger part of what was loose gone",
+        })
+    }
+}
+
 /// What a journal says beside what can be undone.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// The kinds of files and folders that were fsynced, and how often.
+    /// The kinds of fsyncs that were done, and how often.
     pub syncs: std::collections::BTreeMap<String, u64>,
+    /// How many that were asked for were left out.
+    pub skipped: u64,
     /// Where the process was told to die by itself.
     pub died: Option<String>,
     pub changes: usize,
@@ -125,6 +187,7 @@ impl Disk {
             match line {
                 Line::Change(_) => seen.changes += 1,
                 Line::Sync { kind, .. } => *seen.syncs.entry(kind).or_default() += 1,
+                Line::Skipped => seen.skipped += 1,
                 Line::Died(what) => seen.died = Some(what),
                 Line::Failed { .. } => {}
                 Line::Life => seen = Seen::default(),
@@ -133,13 +196,14 @@ impl Disk {
         Ok(seen)
     }
 
-    /// Takes from the folder what was not durable: all of it, or of each file and folder the younger part, cut anywhere.
-    /// Nobody may be using it. What is left is durable from then on. How many changes are gone.
-    pub fn cut_power(&self, rng: &mut impl Rng) -> Result<usize> {
+    /// Takes from the folder what was not durable, or a part of it. Nobody may be using it. What is left is durable from then
+    /// on. How many changes are gone.
+    ///
+    /// # Errors
+    /// If the journal cannot be read, or does not fit the folder.
+    pub fn cut_power(&self, cut: Cut, rng: &mut impl Rng) -> Result<usize> {
         let mut loose = loose(self.lines()?);
-        if rng.random_bool(0.5) {
-            keep_some(&mut loose, rng);
-        }
+        cut.keep(&mut loose, rng);
         let gone = loose.len();
         let mut undo = Undo { disk: self, found: HashMap::new() };
         undo.find()?;
@@ -197,7 +261,7 @@ fn loose(lines: Vec<Line>) -> Vec<(Change, u64)> {
                 let failed: Vec<(Change, [bool; 2])> = failed;
                 lost.extend(failed.into_iter().map(|(change, _)| change));
             }
-            Line::Died(_) | Line::Life => {}
+            Line::Skipped | Line::Died(_) | Line::Life => {}
         }
     }
     lost.extend(loose.into_iter().map(|(change, _)| change));
@@ -210,7 +274,7 @@ fn overwrite(older: &mut Vec<Change>, change: &Change) {
 }
 
 /// Of each file and folder an older part of what is loose reached the disk after all.
-fn keep_some(loose: &mut Vec<(Change, u64)>, rng: &mut impl Rng) {
+fn keep_older(loose: &mut Vec<(Change, u64)>, rng: &mut impl Rng) {
     let mut open: HashMap<u64, bool> = HashMap::new();
     loose.retain_mut(|(change, kept)| {
         let places = change.places();
@@ -328,15 +392,13 @@ impl Undo<'_> {
 
     fn bring_back(&mut self, ino: u64, path: &Path) -> Result<()> {
         let saved = self.disk.saved.join(ino.to_string());
-        if saved.exists() {
-            // Two undone changes may bring back the same.
-            match fs::hard_link(&saved, path) {
+        // Two undone changes may bring back the same file.
+        match saved.is_dir() {
+            true => fs::rename(&saved, path)?,
+            false => match fs::hard_link(&saved, path) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
                 _ => {}
-            }
-        } else if !path.exists() {
-            // Not kept, so a folder, which was empty.
-            fs::create_dir(path)?;
+            },
         }
         self.find()
     }
@@ -389,6 +451,7 @@ fn parse_line(text: &str, bytes: Vec<u8>) -> Result<Line> {
             let (ino, kind) = fields.split_once(' ').context("too short")?;
             Line::Sync { ino: ino.parse()?, kind: kind.into() }
         }
+        "skipped" => Line::Skipped,
         "failed" => Line::Failed { ino: fields.parse()? },
         "create" | "remove" => {
             let mut words = fields.splitn(3, ' ');

@@ -1,5 +1,6 @@
 //! What happens to a process in one of its lives, and between two of them.
 
+use crate::disk::Cut;
 use faults::Point;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -16,8 +17,12 @@ pub enum Fault {
     Change(u64),
     /// From a change on, so many find the disk full.
     Full(u64, u64),
-    /// The n-th fsync fails.
-    SyncFails(u64),
+    /// The n-th fsync fails of those whose kind begins so.
+    SyncFails(u64, &'static str),
+    /// It dies so many changes after the n-th fsync of the kind that a mutation is about; with none, before that is done.
+    AfterSync(u64, u64),
+    /// It dies before the n-th fsync of what that kind is of that something was done to.
+    BeforeSync(u64),
     /// It stands still for so many milliseconds and goes on.
     Stands(u64),
 }
@@ -28,8 +33,8 @@ pub struct Fate {
     pub fault: Fault,
     /// After so many steps the process is killed, if it is still there.
     pub steps: i64,
-    /// Whether the power is cut at its end: what was not fsynced is gone.
-    pub power_cut: bool,
+    /// Whether the power is cut at its end, and what that takes.
+    pub power_cut: Option<Cut>,
     /// How long everything is down afterwards.
     pub away_ms: i64,
     /// How far the clock jumps meanwhile, beside that.
@@ -43,7 +48,10 @@ impl Fate {
             0 => Fault::None,
             1 => Fault::Stands(rng.random_range(1..300)),
             2 => Fault::Full(rng.random_range(1..3_000), rng.random_range(1..200)),
-            3 => Fault::SyncFails(rng.random_range(1..1_000)),
+            3 => {
+                let (of, often) = *STORES.choose(rng).unwrap_or(&("", 1));
+                Fault::SyncFails(rng.random_range(1..often), of)
+            }
             4..7 => {
                 let point = *POINTS.choose(rng).unwrap_or(&Point::AppendAfter);
                 let often = matches!(
@@ -57,7 +65,7 @@ impl Fate {
         Fate {
             fault,
             steps: rng.random_range(1..=steps_max.max(1)),
-            power_cut: rng.random_bool(0.5),
+            power_cut: rng.random_bool(0.5).then(|| Cut::draw(rng)),
             away_ms: *[0, 0, 0, 0, 1_000, 60_000, 420_000, 4_200_000].choose(rng).unwrap_or(&0),
             clock_ms: *[0, 0, 0, 0, 0, 0, -2_000, -60_000, 3_600_000].choose(rng).unwrap_or(&0),
         }
@@ -72,9 +80,13 @@ impl Fate {
             2 => Fault::Change(rng.random_range(1..150)),
             _ => Fault::None,
         };
-        Fate { fault, steps: rng.random_range(1..=steps_max.max(1)), power_cut: true, away_ms: 0, clock_ms: 0 }
+        let steps = rng.random_range(1..=steps_max.max(1));
+        Fate { fault, steps, power_cut: Some(Cut::draw(rng)), away_ms: 0, clock_ms: 0 }
     }
 }
+
+/// Whose fsyncs fail, by the beginning of their kind, and how many of them a life has at most in about two of three cases.
+const STORES: &[(&str, u64)] = &[("", 1_000), ("runner/claims/", 30), ("warehouse/", 200), ("spool/", 60)];
 
 /// The points that the one-machine column passes.
 pub const POINTS: &[Point] = &[
@@ -111,12 +123,15 @@ impl fmt::Display for Fate {
             Fault::At(point, n) => write!(f, "death at {point}:{n}")?,
             Fault::Change(n) => write!(f, "death at change {n}")?,
             Fault::Full(n, m) => write!(f, "disk full at changes {n} to {}", n + m)?,
-            Fault::SyncFails(n) => write!(f, "fsync {n} fails")?,
+            Fault::SyncFails(n, "") => write!(f, "fsync {n} fails")?,
+            Fault::SyncFails(n, of) => write!(f, "fsync {n} in {of} fails")?,
+            Fault::AfterSync(n, more) => write!(f, "death {more} changes after fsync {n} of the kind")?,
+            Fault::BeforeSync(n) => write!(f, "death before fsync {n} of what the kind is of")?,
             Fault::Stands(ms) => write!(f, "{ms} ms of standing still")?,
         }
         write!(f, " within {} steps", self.steps)?;
-        if self.power_cut {
-            f.write_str(", power cut")?;
+        if let Some(cut) = self.power_cut {
+            write!(f, ", power cut, {cut}")?;
         }
         if self.away_ms > 0 {
             write!(f, ", {} s down", self.away_ms / 1_000)?;

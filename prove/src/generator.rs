@@ -1,5 +1,6 @@
 //! What browsers, bots and retries do, in virtual time; seeded.
 
+use crate::sign::Sign;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -48,6 +49,8 @@ pub enum How {
     GoneAway,
     /// The URL's campaign is not the ad's.
     WrongCampaign,
+    /// The URL's publisher is not the ad's.
+    WrongPublisher,
 }
 
 /// One request.
@@ -61,6 +64,10 @@ pub struct Request {
     pub country: &'static str,
     pub through: Through,
     pub how: How,
+    /// Where redirects have keys.
+    pub sign: Sign,
+    /// Whether the URL names the ad's publisher.
+    pub names_publisher: bool,
 }
 
 impl Request {
@@ -74,8 +81,8 @@ impl Request {
     }
 }
 
-/// About so many requests over so much virtual time, in the order of their time.
-pub fn generate(seed: u64, requests: usize, over_ms: i64, ads: usize, lateness_ms: i64) -> Vec<Request> {
+/// About so many requests over so much virtual time, in the order of their time; if they are `signed`, not all of them well.
+pub fn generate(seed: u64, requests: usize, over_ms: i64, ads: usize, lateness_ms: i64, signed: bool) -> Vec<Request> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut all: Vec<Request> = Vec::with_capacity(requests + 4);
     while all.len() < requests {
@@ -87,6 +94,8 @@ pub fn generate(seed: u64, requests: usize, over_ms: i64, ads: usize, lateness_m
             country: COUNTRIES[rng.random_range(0..COUNTRIES.len())],
             through: if rng.random_bool(0.2) { Through::Ahead } else { Through::Plain },
             how: How::Get,
+            sign: if signed && rng.random_bool(0.1) { Sign::GoodOld } else { Sign::Good },
+            names_publisher: signed && rng.random_bool(0.5),
         };
         let later = |ms: i64| Request { at_ms: (first.at_ms + ms).min(over_ms - 1), ..first.clone() };
         match rng.random_range(0..100) {
@@ -142,6 +151,20 @@ pub fn generate(seed: u64, requests: usize, over_ms: i64, ads: usize, lateness_m
             33..36 => {
                 all.push(Request { person: Some(0), ..later(rng.random_range(0..40_000)) });
                 all.push(Request { person: Some(CHANGED), ..first });
+            }
+            // A bad signature, and the same click with a good one before or after it: the bad one claims nothing.
+            36..46 if signed => {
+                let bad = Sign::BAD[rng.random_range(0..Sign::BAD.len())];
+                all.push(later(rng.random_range(0..9_000)));
+                all.push(Request { sign: bad, ..if rng.random() { later(rng.random_range(0..9_000)) } else { first } });
+            }
+            46..52 if signed => {
+                let bad = Sign::BAD[rng.random_range(0..Sign::BAD.len())];
+                all.push(Request { sign: bad, ..first });
+            }
+            52..54 if signed => {
+                all.push(later(rng.random_range(0..9_000)));
+                all.push(Request { how: How::WrongPublisher, ..first });
             }
             _ => all.push(first),
         }

@@ -4,11 +4,13 @@
 //!
 //! * [`generator`]: what browsers, bots and retries do, seeded
 //! * [`browsers`]: sends it over HTTP and remembers the answers
+//! * [`sign`]: good and bad signatures of URLs
 //! * [`judge`]: what must be billed, from the answers alone
 //! * [`reports`]: what is billed, as the reports say it
 //! * [`slow_log`]: a redirect that stalls between clock and log
 //! * [`fate`]: what happens to a process in a life, and [`site`], the process
 //! * [`disk`]: what a power cut leaves of its files, and [`damage`], a disk that changes them
+//! * [`mutation`]: lives that show whether an fsync is needed
 //! * [`run`]: all of it, and the first thing that is wrong
 //!
 //! The oracle shares no counting code with the product.
@@ -21,7 +23,9 @@ pub mod disk;
 pub mod fate;
 pub mod generator;
 pub mod judge;
+pub mod mutation;
 pub mod reports;
 pub mod run;
+pub mod sign;
 pub mod site;
 pub mod slow_log;

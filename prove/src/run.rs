@@ -7,7 +7,7 @@ use crate::fate::{Fate, Fault};
 use crate::generator::{Request, Through, generate};
 use crate::judge::Judge;
 use crate::reports::Reports;
-use crate::site::{Outcome, Setting, Site, StillBorn, Word};
+use crate::site::{Outcome, Setting, Site, Start, StillBorn, Word};
 use anyhow::{Context, Result, bail, ensure};
 use click::{Clock, Millis, SystemClock};
 use futures::StreamExt;
@@ -29,16 +29,21 @@ const REQUESTS: usize = 2_400;
 /// Requests of a step that are under way at once.
 const AT_ONCE: usize = 32;
 
+const RESULT_TOPICS: [&str; 2] = ["raw_clicks", "clicks_by_minute"];
+/// So many lives in which no fsync of its kind is done end an attempt: it was one of a first start.
+const IDLE_MAX: usize = 4;
 /// How often the spool may need virtual time to go on before it is empty.
 const DRAINS_MAX: usize = 20;
 
 /// Which fates a run draws.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// Every fault.
     All,
     /// A power cut after every life.
     PowerCuts,
+    /// These, one after the other, and no more.
+    Lives(Vec<Fate>),
 }
 
 /// What a run did.
@@ -51,19 +56,31 @@ pub struct Done {
     pub changes_gone: usize,
     /// What each life went through, and where it died.
     pub fates: Vec<String>,
-    /// Kinds of fsync that were seen, and how often.
+    /// Whether URLs were signed.
+    pub signed: bool,
+    /// Clicks that waited in the spool for too long, and were sent by hand.
+    pub aside: usize,
+    /// How often result topics expired.
+    pub expired: usize,
+    /// Kinds of fsync that were done, and how often.
     pub syncs: BTreeMap<String, u64>,
+    /// Fsyncs that were left out.
+    pub skipped: u64,
+    /// Lives at the end in which none was.
+    idle: usize,
 }
 
 /// Runs a seed.
 ///
 /// # Errors
 /// What is wrong: a number, a refused start, a part that failed without a fault.
-pub async fn run(seed: u64, kind: Kind, setting: &Setting, catalog: &redirect::Catalog, disk: &Disk) -> Result<Done> {
-    let browsers = Browsers::new(catalog)?;
-    let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS);
+pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::Catalog, disk: &Disk) -> Result<Done> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let signed = rng.random_bool(0.4);
+    let browsers = Browsers::new(catalog, signed)?;
+    let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS, signed);
     let mut run = Run {
-        rng: StdRng::seed_from_u64(seed),
+        rng,
         setting,
         disk,
         browsers,
@@ -73,7 +90,11 @@ pub async fn run(seed: u64, kind: Kind, setting: &Setting, catalog: &redirect::C
         latest: Millis::new(T0),
         back: false,
         change_at: None,
-        done: Done::default(),
+        again: false,
+        expires: *kind == Kind::All,
+        // With few steps, more happens in each of them.
+        idle: if matches!(kind, Kind::Lives(_)) { 14 } else { 40 },
+        done: Done { signed, ..Done::default() },
     };
     match run.all(kind).await {
         Ok(()) => Ok(run.done),
@@ -99,6 +120,12 @@ struct Run<'a> {
     back: bool,
     /// The step after which the next life has changed rules.
     change_at: Option<i64>,
+    /// Whether result topics expired, so that the next life that comes up has to deploy again.
+    again: bool,
+    /// Whether result topics expire.
+    expires: bool,
+    /// Of so many steps 12 have a word beside the clicks.
+    idle: u32,
     done: Done,
 }
 
@@ -110,14 +137,19 @@ enum Going {
 }
 
 impl Run<'_> {
-    async fn all(&mut self, kind: Kind) -> Result<()> {
+    async fn all(&mut self, kind: &Kind) -> Result<()> {
         let steps = OVER_MS / STEP_MS;
         if self.rng.random_bool(0.6) {
             self.change_at = Some(self.rng.random_range(1..steps));
         }
+        let mut planned = if let Kind::Lives(lives) = kind { lives.iter() } else { [].iter() };
         let mut step = 0;
         while step < steps {
             let fate = match kind {
+                Kind::Lives(_) => match planned.next() {
+                    Some(fate) => *fate,
+                    None => break,
+                },
                 Kind::All => Fate::draw(&mut self.rng, steps / 4),
                 Kind::PowerCuts => Fate::draw_power_cut(&mut self.rng, steps / 6),
             };
@@ -144,24 +176,33 @@ impl Run<'_> {
                 self.end(fate, &mut told)?;
             }
             self.done.fates.push(told);
-            if kind == Kind::All && self.rng.random_bool(0.3) {
+            let deaf = self.setting.mutation.as_ref().is_some_and(|mutation| mutation.deaf);
+            if deaf && matches!(kind, Kind::Lives(_)) && self.done.idle > IDLE_MAX {
+                break;
+            }
+            // Without the rows that expired no number can be told, damaged or not.
+            if *kind == Kind::All && !self.again && self.rng.random_bool(0.3) {
                 self.damage().await?;
             }
         }
         self.finish().await?;
         let (must, ineligible) = self.browsers.counts();
         (self.done.must, self.done.ineligible) = (must, ineligible);
-        ensure!(must > REQUESTS / 3, "only {must} impressions must be billed: too few to prove anything");
+        let few = if let Kind::Lives(_) = kind { 0 } else { REQUESTS / 3 };
+        ensure!(must >= few, "only {must} impressions must be billed: too few to prove anything");
         Ok(())
     }
 
     /// A life that may be over before it is ready, if it is to meet a fault.
     async fn start(&mut self, fault: Fault, changes: bool) -> Result<Option<Site>> {
         self.done.lives += 1;
-        let Setting { pipelines, changed, .. } = self.setting;
-        let pipelines = if changes || self.browsers.changed { changed } else { pipelines };
-        match Site::start(self.setting, pipelines, self.disk, self.now, fault).await? {
+        if self.again && self.rng.random_bool(0.3) {
+            self.start_without_results().await?;
+        }
+        let start = Start { again: self.again, ..self.plain_start(changes, fault) };
+        match Site::start(self.setting, self.disk, start).await? {
             Ok(site) => {
+                self.again = false;
                 if changes && !self.change(&site).await? {
                     site.kill().await;
                     return Ok(None);
@@ -171,6 +212,40 @@ impl Run<'_> {
             Err(_) if !matches!(fault, Fault::None | Fault::Stands(_)) => Ok(None),
             Err(StillBorn(why)) => bail!("it does not start, and nothing keeps it from it: {why}"),
         }
+    }
+
+    fn plain_start(&self, changes: bool, fault: Fault) -> Start<'_> {
+        let Setting { pipelines, changed, .. } = self.setting;
+        let pipelines = if changes || self.browsers.changed { changed } else { pipelines };
+        Start { pipelines, now: self.now, fault, signed: self.browsers.signed, again: false }
+    }
+
+    /// After result topics expired, a start as any other says which, or does not need what is gone.
+    async fn start_without_results(&mut self) -> Result<()> {
+        self.done.lives += 1;
+        let named = |said: &str| {
+            ensure!(
+                RESULT_TOPICS.iter().any(|topic| said.contains(topic)),
+                "it does not say which topic expired: {said}"
+            );
+            ensure!(!said.contains("panicked"), "it panicked: {said}");
+            Ok(())
+        };
+        let mut site = match Site::start(self.setting, self.disk, self.plain_start(false, Fault::None)).await? {
+            Ok(site) => site,
+            Err(StillBorn(said)) => {
+                self.done.fates.push("refused to start without results".into());
+                return named(&said);
+            }
+        };
+        let settled = site.tell(Word::Settle).await?;
+        let checked = match settled {
+            Outcome::Done => self.look(&site, &self.browsers.judge().clone()).await.map(|_| ()),
+            Outcome::Failed(why) => named(&why),
+            Outcome::Dead => bail!("it died without results"),
+        };
+        site.kill().await;
+        checked.context("in a start without results")
     }
 
     /// Takes the rules for changed from now on. Whether the site lived long enough to say what was final before.
@@ -213,18 +288,26 @@ impl Run<'_> {
             }
         }
         // What else goes on does so at the same time.
-        let word = match self.rng.random_range(0..40) {
+        let word = match self.rng.random_range(0..self.idle) {
             0..6 => Some(Word::Settle),
-            6..10 => Some(Word::Checkpoint),
-            10 => Some(Word::Retain),
+            6..9 => Some(Word::Checkpoint),
+            9..11 => Some(Word::Retain),
+            11 => Some(Word::Send),
             _ => None,
         };
         let going = match word {
+            Some(Word::Send) => self.send_aside(site).await?,
             Some(word) => self.tell(site, word).await?,
             None => Going::On,
         };
         while let Some(sent) = quick.next().await {
             answered(sent)?;
+        }
+        if going == Going::On && self.expires && self.rng.random_bool(0.006) {
+            self.again = true;
+            self.done.expired += 1;
+            self.done.fates.push(format!("result topics expired at {}", self.now));
+            return self.tell(site, Word::Expire).await;
         }
         if going == Going::On && self.rng.random_bool(0.02) {
             // What is answered while the reports are read may be on them or not.
@@ -235,6 +318,26 @@ impl Run<'_> {
             return Ok(Going::Over);
         }
         Ok(going)
+    }
+
+    /// Sends by hand what the spool keeps aside.
+    async fn send_aside(&mut self, site: &mut Site) -> Result<Going> {
+        let kept = self.aside()?;
+        let going = self.tell(site, Word::Send).await?;
+        if going == Going::On {
+            self.done.aside += kept;
+        }
+        Ok(going)
+    }
+
+    /// How many clicks are kept aside.
+    fn aside(&self) -> Result<usize> {
+        let spool = self.disk.root.join("spool");
+        if !spool.join("aside").is_dir() {
+            return Ok(0);
+        }
+        let kept = redirect::spool::aside::list(&spool).context("what is kept aside")?;
+        Ok(kept.iter().map(|(_, clicks)| clicks.len()).sum())
     }
 
     async fn tell(&mut self, site: &mut Site, word: Word) -> Result<Going> {
@@ -291,10 +394,8 @@ impl Run<'_> {
     }
 
     async fn try_damaged(&self, damage: &Damage) -> Result<&'static str> {
-        let Setting { pipelines, changed, .. } = self.setting;
-        let pipelines = if self.browsers.changed { changed } else { pipelines };
         let named = |said: &str| ensure_named(damage, said);
-        let mut site = match Site::start(self.setting, pipelines, &damage.disk, self.now, Fault::None).await? {
+        let mut site = match Site::start(self.setting, &damage.disk, self.plain_start(false, Fault::None)).await? {
             Ok(site) => site,
             Err(StillBorn(said)) => return named(&said).map(|()| "refused"),
         };
@@ -322,11 +423,13 @@ impl Run<'_> {
         for (kind, times) in seen.syncs {
             *self.done.syncs.entry(kind).or_default() += times;
         }
+        self.done.skipped += seen.skipped;
+        self.done.idle = if seen.skipped > 0 { 0 } else { self.done.idle + 1 };
         if let Some(died) = seen.died {
             told.push_str(&format!(" [{died}]"));
         }
-        if fate.power_cut {
-            let gone = self.disk.cut_power(&mut self.rng)?;
+        if let Some(cut) = fate.power_cut {
+            let gone = self.disk.cut_power(cut, &mut self.rng)?;
             self.done.changes_gone += gone;
             told.push_str(&format!(" [{gone} changes gone]"));
         }
@@ -344,6 +447,8 @@ impl Run<'_> {
                 ensure!(site.tell(word).await? == Outcome::Done, "`{word}` failed, and nothing keeps it from it");
             }
             if site.tell(Word::Drain).await? == Outcome::Done {
+                self.send_aside(site).await?;
+                ensure!(self.aside()? == 0, "clicks are kept aside after all of them were sent");
                 self.browsers.judge().arrived();
                 return Ok(());
             }

@@ -3,8 +3,9 @@
 //! It is started with `--data`, `--pipelines` and `--clock`, and answers `ready` with the addresses of its three redirects
 //! and of its reports. Then it takes one word a line and answers `ok`, or `error` with the reason: `clock MS` sets the time,
 //! `beat` sends heartbeats where they are due, `settle` brings everything that is in the log to rest in the reports,
-//! `checkpoint` makes a checkpoint, `retain` removes what is past the retention, `drain` waits a little until the spool is
-//! empty.
+//! `checkpoint` makes a checkpoint, `retain` removes what is past the retention, `expire` removes what can be removed of the
+//! result topics whoever still needs it, `drain` waits a little until the spool is empty, `send` does what `tally spool send`
+//! does. With `--signed` it has the keys of [`crate::sign`]; with `--again` it deploys also if nothing has changed.
 
 use crate::browsers::Redirects;
 use crate::disk::Disk;
@@ -25,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// As much of what it says on stderr as a message shows.
 const TOLD_BYTES_MAX: usize = 4_000;
 
+/// Topics and tables are made and kept by the same code each: what is said of the fsyncs of one holds for all.
+const NAMES: &str = "clicks_by_quarter_hour,corrections_by_quarter_hour,clicks_by_minute,corrections_by_minute,\
+                     clicks_by_day,corrections_by_day,click_corrections,raw_clicks,quarantine,closings,clicks";
+
 /// What every life of a run has in common.
 #[derive(Debug, Clone)]
 pub struct Setting {
@@ -36,8 +41,16 @@ pub struct Setting {
     pub pipelines: PathBuf,
     /// The same with changed rules.
     pub changed: PathBuf,
-    /// A kind of fsync that is left out.
-    pub deaf: Option<String>,
+    /// The kind of fsync that a mutation is about.
+    pub mutation: Option<Mutation>,
+}
+
+/// A kind of fsync, as `power/` names them.
+#[derive(Debug, Clone)]
+pub struct Mutation {
+    pub kind: String,
+    /// Whether it is left out.
+    pub deaf: bool,
 }
 
 /// A word for the process.
@@ -48,7 +61,9 @@ pub enum Word {
     Settle,
     Checkpoint,
     Retain,
+    Expire,
     Drain,
+    Send,
 }
 
 impl fmt::Display for Word {
@@ -59,7 +74,9 @@ impl fmt::Display for Word {
             Word::Settle => f.write_str("settle"),
             Word::Checkpoint => f.write_str("checkpoint"),
             Word::Retain => f.write_str("retain"),
+            Word::Expire => f.write_str("expire"),
             Word::Drain => f.write_str("drain"),
+            Word::Send => f.write_str("send"),
         }
     }
 }
@@ -73,13 +90,27 @@ impl std::str::FromStr for Word {
             "settle" => Ok(Word::Settle),
             "checkpoint" => Ok(Word::Checkpoint),
             "retain" => Ok(Word::Retain),
+            "expire" => Ok(Word::Expire),
             "drain" => Ok(Word::Drain),
+            "send" => Ok(Word::Send),
             _ => {
                 let at = line.strip_prefix("clock ").and_then(|ms| ms.parse().ok());
                 at.map(|at| Word::Clock(Millis::new(at))).ok_or_else(|| format!("{line:?} is no word"))
             }
         }
     }
+}
+
+/// How a life begins.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    pub pipelines: &'a Path,
+    pub now: Millis,
+    pub fault: Fault,
+    /// Whether URLs are signed.
+    pub signed: bool,
+    /// Whether the pipelines are deployed also if nothing has changed.
+    pub again: bool,
 }
 
 /// What came of a word.
@@ -111,27 +142,28 @@ impl Site {
     ///
     /// # Errors
     /// If there is no process to be had at all, or it does not get ready in time.
-    pub async fn start(
-        setting: &Setting,
-        pipelines: &Path,
-        disk: &Disk,
-        now: Millis,
-        fault: Fault,
-    ) -> Result<Result<Site, StillBorn>> {
+    pub async fn start(setting: &Setting, disk: &Disk, start: Start<'_>) -> Result<Result<Site, StillBorn>> {
         disk.begin_life()?;
         let mut command = Command::new(&setting.program);
-        command.args(&setting.words).arg("--data").arg(&disk.root).arg("--pipelines").arg(pipelines);
-        command.arg("--clock").arg(now.get().to_string());
-        command.env("LD_PRELOAD", &setting.power).envs(disk.variables());
-        if let Some(deaf) = &setting.deaf {
-            command.env("POWER_CUT_DEAF", deaf);
+        command.args(&setting.words).arg("--data").arg(&disk.root).arg("--pipelines").arg(start.pipelines);
+        command.arg("--clock").arg(start.now.get().to_string());
+        command.args(start.signed.then_some("--signed")).args(start.again.then_some("--again"));
+        command.env("LD_PRELOAD", &setting.power).envs(disk.variables()).env("POWER_CUT_NAMES", NAMES);
+        let kind = setting.mutation.as_ref().map_or("", |mutation| &mutation.kind);
+        if setting.mutation.as_ref().is_some_and(|mutation| mutation.deaf) {
+            command.env("POWER_CUT_DEAF", kind);
         }
-        match fault {
+        match start.fault {
             Fault::None | Fault::Stands(_) => &mut command,
             Fault::At(point, n) => command.env(faults::DIE_AT, format!("{point}:{n}")),
             Fault::Change(n) => command.env("POWER_CUT_DIE", n.to_string()),
             Fault::Full(n, m) => command.env("POWER_CUT_FULL", format!("{n}+{m}")),
-            Fault::SyncFails(n) => command.env("POWER_CUT_EIO", n.to_string()),
+            Fault::SyncFails(n, of) => command.env("POWER_CUT_EIO", format!("{n} {of}")),
+            Fault::AfterSync(n, more) => command.env("POWER_CUT_DIE_AFTER_SYNC", format!("{n} {more} {kind}")),
+            Fault::BeforeSync(n) => {
+                let of = kind.split(" after ").next().unwrap_or(kind);
+                command.env("POWER_CUT_DIE_AFTER_SYNC", format!("{n} 0 {of} after something"))
+            }
         };
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let program = setting.program.display();

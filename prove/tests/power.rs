@@ -1,7 +1,7 @@
 //! The disk under a real process: what a shell wrote and did not fsync is gone after a power cut, and nothing else.
 #![allow(clippy::unwrap_used)]
 
-use prove::disk::Disk;
+use prove::disk::{Cut, Disk};
 use prove::site;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -35,13 +35,13 @@ impl World {
         assert!(self.run(script, &[]).success(), "{script}");
     }
 
-    /// Cuts the power. A seed that keeps nothing which was not durable.
+    /// Cuts the power, and keeps nothing that was not durable.
     fn cut(&self) {
-        self.cut_with(nothing_kept());
+        self.cut_with(Cut::All, 0);
     }
 
-    fn cut_with(&self, seed: u64) {
-        self.disk.cut_power(&mut StdRng::seed_from_u64(seed)).unwrap();
+    fn cut_with(&self, cut: Cut, seed: u64) {
+        self.disk.cut_power(cut, &mut StdRng::seed_from_u64(seed)).unwrap();
     }
 
     /// Every file with what is in it, and every folder.
@@ -63,12 +63,6 @@ fn walk(folder: &Path, name: &str, files: &mut BTreeMap<String, String>) {
             files.insert(name, fs::read_to_string(entry.path()).unwrap());
         }
     }
-}
-
-/// The first seed whose first toss says that everything loose goes.
-fn nothing_kept() -> u64 {
-    use rand::Rng;
-    (0..).find(|seed| !StdRng::seed_from_u64(*seed).random_bool(0.5)).unwrap()
 }
 
 fn check(script: &str, expected: &[(&str, &str)]) {
@@ -103,6 +97,11 @@ fn names_are_durable_when_their_folder_was_synced() {
     check(&format!("{before} ln a c"), all);
     check(&format!("{before} ln a c; sync .; rm a"), &[("a", "one\n"), ("b", "two\n"), ("c", "one\n"), ("d/", "")]);
     check(&format!("{before} rmdir d"), all);
+    check(&format!("{before} rmdir d; echo x > e; mkdir f; echo y > f/y; rm a"), all);
+    check(
+        &format!("{before} echo x > d/x; sync d/x d; rm d/x; rmdir d; mkdir d; echo y > d/y"),
+        &[("a", "one\n"), ("b", "two\n"), ("d/", ""), ("d/x", "x\n")],
+    );
     check(&format!("{before} mkdir e; echo x > e/x; sync e/x e"), all);
     check(
         &format!("{before} echo x > d/x; sync d/x d; mv d e"),
@@ -162,8 +161,17 @@ fn a_process_dies_at_a_change_or_meets_what_a_disk_does() {
 
 #[test]
 fn deaf_to_one_kind_of_fsync_it_loses_what_that_kept() {
-    let script = "mkdir d; echo one > d/17.log; sync d/17.log d .";
-    for (deaf, expected) in [("d/*.log", Some("")), ("d/", None), ("other", Some("one\n"))] {
+    // One process writes and syncs: what was done before another one came is not known to that.
+    let script = "mkdir d; echo one | dd of=d/17.log conv=fsync status=none; sync d .";
+    for (deaf, expected) in [
+        ("d/*.log", Some("")),
+        ("d/*.log after write", Some("")),
+        ("d/*.log after size", Some("one\n")),
+        ("d/", None),
+        ("d/ after nothing", None),
+        ("d/ after remove *.log", Some("one\n")),
+        ("other", Some("one\n")),
+    ] {
         let world = World::new();
         world.run(script, &[("POWER_CUT_DEAF", deaf)]);
         world.cut();
@@ -187,10 +195,58 @@ fn whatever_is_kept_of_the_rest_is_an_older_part_of_it() {
     for seed in 0..60 {
         let world = World::new();
         world.ok("echo one > a; sync a .; echo two >> a; echo three >> a");
-        world.cut_with(seed);
+        world.cut_with(Cut::Younger, seed);
         let left = world.files()["a"].clone();
         assert!("one\ntwo\nthree\n".starts_with(&left) && left.len() >= 4, "{left:?}");
         seen.insert(left);
     }
     assert!(seen.len() > 4, "{seen:?}");
+}
+
+#[test]
+fn names_that_tell_one_file_from_another_are_no_part_of_its_kind() {
+    let world = World::new();
+    let script = "mkdir d; for file in one one_two; do echo x | dd of=d/$file conv=fsync status=none; done; sync d";
+    world.run(script, &[("POWER_CUT_NAMES", "one_two,one")]);
+    let syncs: Vec<_> = world.disk.seen().unwrap().syncs.into_iter().collect();
+    assert_eq!(syncs, [("d/ after nothing".to_string(), 1), ("d/* after write".to_string(), 2)]);
+}
+
+#[test]
+fn a_process_dies_after_an_fsync_of_a_kind_or_one_of_them_fails() {
+    let script = "set -e; echo one > a.1; echo x > b; sync a.1 b a.1; echo y > c";
+    // The fsync itself, and then the changes after it.
+    for (after, died) in [("2 0 a.*", "sync a.1"), ("1 1 a.* after nothing", "sync b"), ("1 1 b", "sync a.1")] {
+        let world = World::new();
+        assert!(!world.run(script, &[("POWER_CUT_DIE_AFTER_SYNC", after)]).success(), "{after}");
+        assert!(!world.files().contains_key("c"), "{after}");
+        let said = world.disk.seen().unwrap().died.unwrap();
+        assert!(said.ends_with(died), "{after}: {said}");
+    }
+    let world = World::new();
+    assert!(world.run(script, &[("POWER_CUT_DIE_AFTER_SYNC", "3 0 a.*")]).success(), "there is no third");
+    for (fails, succeeds) in [("2 a.", false), ("3 a.", true), ("1 b", false), ("3", false), ("4", true)] {
+        let world = World::new();
+        assert_eq!(world.run(script, &[("POWER_CUT_EIO", fails)]).success(), succeeds, "{fails}");
+    }
+}
+
+#[test]
+fn names_and_bytes_reach_the_disk_in_any_order() {
+    for (cut, expected) in [
+        (Cut::All, vec![("a", "one\n")]),
+        (Cut::Bytes, vec![("a", "one\n"), ("b", ""), ("d/", ""), ("d/c", "")]),
+        (Cut::AllButNewest, vec![("a", "one\n"), ("d/", "")]),
+    ] {
+        let world = World::new();
+        world.ok("echo one > a; sync a .; echo two >> a; echo x > b; mkdir d; echo y > d/c");
+        world.cut_with(cut, 0);
+        let expected: BTreeMap<String, String> =
+            expected.into_iter().map(|(name, text)| (name.into(), text.into())).collect();
+        let mut files = world.files();
+        if cut == Cut::AllButNewest {
+            assert_eq!(files.remove("d/c").as_deref(), Some(""), "the newest name of its own folder");
+        }
+        assert_eq!(files, expected, "{cut}");
+    }
 }

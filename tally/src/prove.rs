@@ -1,9 +1,11 @@
 //! `tally prove`: seeded runs of the whole one-machine column with every fault, judged from the answers.
 
+mod mutations;
+
 use crate::config::Config;
 use crate::machine::{self, Machine, SAMPLE_CATALOG};
 use crate::status::say;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use click::{Clock, ManualClock, Millis};
 use futures::future::BoxFuture;
@@ -11,23 +13,24 @@ use prove::browsers::AHEAD_MS;
 use prove::disk::Disk;
 use prove::generator::CHANGED_AGENT;
 use prove::run::{self, Done, Kind, LATENESS_MS, SLACK_MS};
-use prove::site::{self, Setting, Word};
+use prove::sign::KEYS;
+use prove::site::{self, Mutation, Setting, Word};
 use prove::slow_log::SlowLog;
 use redirect::spool::Spool;
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
+use tally_log::local::LocalLog;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 /// Segments of a proof are small, so that they are sealed and removed in it.
-const SEGMENT_BYTES_MAX: u64 = 256 << 10;
+const SEGMENT_BYTES_MAX: u64 = 64 << 10;
 /// How long the slow redirect waits for its log, in real time.
 const APPEND_WAIT: Duration = Duration::from_millis(50);
-/// Longer than any run of virtual time, within the dedup horizon: a proof has nobody to send what is kept aside.
-const SPOOL_AGE_MAX: Duration = Duration::from_secs(20 * 3_600);
+/// Less than the longest that everything is down in a proof: then what waits in the spool is kept aside.
+const SPOOL_AGE_MAX: Duration = Duration::from_secs(3_600);
 /// How long it waits for its spool before it wants virtual time to go on.
 const DRAIN_WAIT: Duration = Duration::from_millis(500);
 /// How long the log is kept in a proof.
@@ -44,11 +47,11 @@ pub struct Prove {
     /// Cut the power after every life, and do nothing else
     #[arg(long)]
     power_cuts: bool,
-    /// Leave out the fsyncs of one kind of file, as `--mutate` names them: runs are to fail
+    /// Leave out the fsyncs of one kind, as `--mutate` names them: runs are to fail. With `--mutate`, only kinds that begin so
     #[arg(long, value_name = "KIND")]
     deaf: Option<String>,
     /// Leave out every kind of fsync, one after the other, and show that a power cut finds it; at most `--runs` each
-    #[arg(long, conflicts_with = "deaf")]
+    #[arg(long)]
     mutate: bool,
     /// Name the commit points at which a process can die
     #[arg(long)]
@@ -66,6 +69,12 @@ pub struct SiteArgs {
     pipelines: PathBuf,
     #[arg(long)]
     clock: i64,
+    /// With the keys of a proof
+    #[arg(long)]
+    signed: bool,
+    /// Deploy the pipelines also if nothing has changed
+    #[arg(long)]
+    again: bool,
 }
 
 impl Prove {
@@ -84,10 +93,13 @@ impl Prove {
             power: site::power()?,
             pipelines: self.pipelines.clone(),
             changed: changed.path().to_path_buf(),
-            deaf: self.deaf.clone(),
+            mutation: self.deaf.clone().filter(|_| !self.mutate).map(|kind| Mutation { kind, deaf: true }),
         };
         let first = self.seed.unwrap_or_else(run::new_seed);
-        if self.mutate { self.mutations(first, &setting).await } else { self.runs(first, &setting).await }
+        match self.mutate {
+            true => mutations::all(first, self.runs, self.deaf.as_deref().unwrap_or_default(), &setting).await,
+            false => self.runs(first, &setting).await,
+        }
     }
 
     async fn runs(&self, first: u64, setting: &Setting) -> Result<()> {
@@ -97,52 +109,25 @@ impl Prove {
         let begun = Instant::now();
         let (mut lives, mut billed) = (0, 0);
         for seed in first..first + self.runs {
-            let done = one(seed, kind, setting).await.with_context(|| {
+            let done = one(seed, &kind, setting).await.with_context(|| {
                 format!("seed {seed} (`tally prove --runs 1 --seed {seed}{flag}{deaf}` replays it)")
             })?;
             for fate in &done.fates {
                 say(&format!("seed {seed}:   {fate}"));
             }
-            let Done { lives: lived, billed: counted, must, ineligible, changes_gone, .. } = done;
+            let Done { lives: lived, billed: counted, must, ineligible, changes_gone, aside, expired, signed, .. } =
+                done;
+            let signed = if signed { "signed, " } else { "" };
             say(&format!(
-                "seed {seed}: exact, {counted} clicks billed of {must} impressions that must be, {ineligible} not eligible; \
-                 {lived} lives, {changes_gone} changes lost to power cuts"
+                "seed {seed}: exact, {signed}{counted} clicks billed of {must} impressions that must be, {ineligible} not eligible; \
+                 {lived} lives, {changes_gone} changes lost to power cuts, {aside} clicks kept aside and sent by hand, results \
+                 expired {expired} times"
             ));
             lives += lived;
             billed += counted;
         }
         say(&format!("{} runs exact: {billed} clicks, {lives} lives, {:.0?}", self.runs, begun.elapsed()));
         Ok(())
-    }
-
-    async fn mutations(&self, first: u64, setting: &Setting) -> Result<()> {
-        let mut syncs: BTreeMap<String, u64> = BTreeMap::new();
-        for seed in first..first + 2 {
-            let done = one(seed, Kind::PowerCuts, setting).await.with_context(|| format!("seed {seed}, unchanged"))?;
-            done.syncs.into_iter().for_each(|(kind, times)| *syncs.entry(kind).or_default() += times);
-        }
-        let mut missed = Vec::new();
-        for (kind, times) in syncs {
-            let setting = Setting { deaf: Some(kind.clone()), ..setting.clone() };
-            let mut found = None;
-            for seed in first..first + self.runs {
-                if let Err(error) = one(seed, Kind::PowerCuts, &setting).await {
-                    // What is around it says which lives led to it; the seed replays them.
-                    let why = error.root_cause().to_string();
-                    let why = why.lines().next().unwrap_or_default().chars().take(200).collect::<String>();
-                    found = Some((seed, why));
-                    break;
-                }
-            }
-            match found {
-                Some((seed, why)) => say(&format!("{kind}: found with seed {seed}: {why}")),
-                None => {
-                    say(&format!("{kind}: not found in {} runs ({times} fsyncs in two runs)", self.runs));
-                    missed.push(kind);
-                }
-            }
-        }
-        if missed.is_empty() { Ok(()) } else { bail!("left out and not missed: {}", missed.join(", ")) }
     }
 }
 
@@ -165,14 +150,14 @@ fn change(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// One run in a folder of its own, which stays where it is if something is wrong.
-async fn one(seed: u64, kind: Kind, setting: &Setting) -> Result<Done> {
+async fn one(seed: u64, kind: &Kind, setting: &Setting) -> Result<Done> {
     let dir = tempfile::Builder::new().prefix("tally-prove-").tempdir()?;
     let catalog = redirect::Catalog::parse("catalog/sample.csv", SAMPLE_CATALOG)?;
     // The journal compares paths as they are.
     let path = dir.path().canonicalize()?;
     let disk = Disk::new(&path)?;
     let done = run::run(seed, kind, setting, &catalog, &disk).await;
-    if done.is_err() && setting.deaf.is_none() {
+    if done.is_err() && setting.mutation.as_ref().is_none_or(|mutation| !mutation.deaf) {
         let kept = dir.keep();
         return done.with_context(|| format!("its files are in {}", kept.display()));
     }
@@ -186,14 +171,17 @@ pub fn serve(args: SiteArgs) -> BoxFuture<'static, Result<()>> {
 
 async fn serve_all(args: SiteArgs) -> Result<()> {
     let clock = Arc::new(ManualClock::new(Millis::new(args.clock)));
+    let keys = if args.signed { KEYS.into() } else { String::new() };
+    let signatures = redirect::config::Signatures { keys, ..Default::default() };
     let config = Config {
+        again: args.again,
         data: args.data,
         pipelines: args.pipelines,
         lateness: Duration::from_millis(LATENESS_MS as u64),
         slack: Duration::from_millis(SLACK_MS as u64),
         log_retention: RETENTION,
         log_segment_bytes: SEGMENT_BYTES_MAX,
-        redirect: crate::config::Redirect { spool_age_max: SPOOL_AGE_MAX, ..Default::default() },
+        redirect: crate::config::Redirect { spool_age_max: SPOOL_AGE_MAX, signatures, ..Default::default() },
         ..Config::default()
     };
     let mut machine = Machine::open(&config, clock.clone()).await?;
@@ -247,6 +235,12 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             Word::Settle => settle(&mut machine).await,
             Word::Checkpoint => machine.runner.checkpoint().await.map_err(anyhow::Error::from),
             Word::Drain => drain(&spool).await,
+            Word::Expire => expire(&machine.log, clock.now()).await,
+            Word::Send => {
+                let dir = config.data.join("spool");
+                // What an operator is told has no place between the answers.
+                crate::spool::send_all(&dir, &*machine.log, &machine.warehouse, |_| ()).await.map(drop)
+            }
             Word::Retain => {
                 let safe = machine.runner.counters().safe.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 let removed = machine::retain(&machine.log, &config, clock.now(), &machine.warehouse, &safe).await;
@@ -258,6 +252,16 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             Err(error) => format!("error {error:#}").replace('\n', " "),
         };
     }
+}
+
+/// Removes every segment of the result topics that is full, also those that nobody has read.
+async fn expire(log: &LocalLog, now: Millis) -> Result<()> {
+    let topics = warehouse::Topics::default();
+    for topic in [topics.raw_clicks, topics.clicks_by_minute] {
+        // Their records are never later than this.
+        log.retain(&topic, now.plus(86_400_000)).await?;
+    }
+    Ok(())
 }
 
 /// Waits until every click of the spool is in the log.

@@ -1,7 +1,8 @@
 //! The calls, each before the C library's own.
 
-use crate::state::{Fate, Now, State, fail, kind_of, state};
+use crate::state::{Fate, Now, State, fail, state};
 use libc::{c_char, c_int, c_uint, c_void, iovec, mode_t, off_t, size_t, ssize_t, stat};
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 
 /// The C library's own functions.
@@ -139,8 +140,10 @@ fn grow(
     let (offset, length) = range(&status);
     let size = status.st_size as u64;
     let old = before(&path_of_fd(fd), offset, length, size);
-    let note =
-        |now: &mut Now| now.journal.note_bytes(&format!("write {} {offset} {length} {size}", status.st_ino), &old);
+    let note = |now: &mut Now| {
+        now.changed(status.st_ino, "write");
+        now.journal.note_bytes(&format!("write {} {offset} {length} {size}", status.st_ino), &old);
+    };
     match state.fate(&mut now, true, &format!("{what} {path}")) {
         Fate::Goes => {
             // Noted before it is done: what was not done is undone to the same.
@@ -223,6 +226,7 @@ pub unsafe extern "C" fn ftruncate(fd: c_int, length: off_t) -> c_int {
     if fate == Fate::Dies {
         end();
     }
+    now.changed(status.st_ino, "size");
     now.journal.note_bytes(&format!("size {} {old} {new}", status.st_ino), &cut);
     go()
 }
@@ -237,10 +241,12 @@ pub unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     let Some(state) = state() else { return unsafe { (real::fsync())(fd) } };
     let Some((path, status)) = ours(state, fd) else { return unsafe { (real::fsync())(fd) } };
     let mut now = state.lock();
+    let kind = state.kind_of_sync(&mut now, status.st_ino, &path, is_dir(&status));
+    state.passes_sync(&mut now, &kind);
     if state.fate(&mut now, false, &format!("sync {path}")) == Fate::Dies {
         end();
     }
-    if state.sync_fails(&mut now) {
+    if state.sync_fails(&mut now, &kind) {
         // A file system that cannot write its names stops as a whole; pages of a file are only forgotten.
         if !is_dir(&status) {
             now.journal.note(&format!("failed {}", status.st_ino));
@@ -248,8 +254,10 @@ pub unsafe extern "C" fn fsync(fd: c_int) -> c_int {
         set_errno(libc::EIO);
         return -1;
     }
-    if !state.is_deaf(&path, is_dir(&status)) {
-        now.journal.note(&format!("sync {} {}", status.st_ino, kind_of(&path, is_dir(&status))));
+    if state.is_deaf(&kind) {
+        now.journal.note(&format!("skipped {} {kind}", status.st_ino));
+    } else {
+        now.journal.note(&format!("sync {} {kind}", status.st_ino));
     }
     0
 }
@@ -296,6 +304,7 @@ fn opened(dir: c_int, path: *const c_char, flags: c_int, go: impl Fn() -> c_int)
             if state.fate(&mut now, false, &format!("empty {path}")) == Fate::Dies {
                 end();
             }
+            now.changed(status.st_ino, "size");
             now.journal.note_bytes(&format!("size {} {old} 0", status.st_ino), &cut);
             go()
         }
@@ -312,6 +321,7 @@ fn opened(dir: c_int, path: *const c_char, flags: c_int, go: impl Fn() -> c_int)
             }
             let fd = go();
             if let (true, Some(status), Some((folder, name))) = (fd >= 0, status(&path), named(state, &path)) {
+                state.named(&mut now, "create", folder, &name);
                 now.journal.note(&format!("create {folder} {} {name}", status.st_ino));
             }
             fd
@@ -350,34 +360,48 @@ fn save(state: &State, path: &str, ino: u64) {
     }
 }
 
-fn removed(dir: c_int, path: *const c_char, go: impl Fn() -> c_int) -> c_int {
+fn removed(dir: c_int, path: *const c_char, of_folder: bool, go: impl Fn() -> c_int) -> c_int {
+    let moved: Cell<Option<[CString; 2]>> = Cell::new(None);
+    let go = || match moved.take() {
+        // SAFETY: both paths end with a zero byte and live through the call.
+        Some([from, to]) => unsafe { (real::rename())(from.as_ptr(), to.as_ptr()) },
+        None => go(),
+    };
     rename_things("remove", absolute(dir, path), false, go, |state, now, path| {
         let (Some(status), Some((folder, name))) = (status(path), named(state, path)) else { return };
-        if is_dir(&status) {
+        if is_dir(&status) != of_folder {
+            return;
+        }
+        if of_folder {
             // A folder that is not empty stays.
             if std::fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some()) {
                 return;
             }
+            // It is kept as well, so that nothing new gets its inode.
+            let saved = CString::new(format!("{}/{}", state.saved, status.st_ino));
+            let (Ok(from), Ok(to)) = (CString::new(path), saved) else { fail("a path with a zero byte") };
+            moved.set(Some([from, to]));
         } else {
             save(state, path, status.st_ino);
         }
+        state.named(now, "remove", folder, &name);
         now.journal.note(&format!("remove {folder} {} {name}", status.st_ino));
     })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
-    removed(libc::AT_FDCWD, path, || unsafe { (real::unlink())(path) })
+    removed(libc::AT_FDCWD, path, false, || unsafe { (real::unlink())(path) })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn unlinkat(dir: c_int, path: *const c_char, flags: c_int) -> c_int {
-    removed(dir, path, || unsafe { (real::unlinkat())(dir, path, flags) })
+    removed(dir, path, flags & libc::AT_REMOVEDIR != 0, || unsafe { (real::unlinkat())(dir, path, flags) })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn rmdir(path: *const c_char) -> c_int {
-    removed(libc::AT_FDCWD, path, || unsafe { (real::rmdir())(path) })
+    removed(libc::AT_FDCWD, path, true, || unsafe { (real::rmdir())(path) })
 }
 
 fn renamed(from: Option<String>, to: Option<String>, go: impl Fn() -> c_int) -> c_int {
@@ -389,6 +413,8 @@ fn renamed(from: Option<String>, to: Option<String>, go: impl Fn() -> c_int) -> 
         if replaced != 0 {
             save(state, to, replaced);
         }
+        state.named(now, "rename from", folder, &name);
+        state.named(now, "rename to", new_folder, &new_name);
         now.journal.note(&format!("rename {folder} {} {replaced} {new_folder} {name}/{new_name}", status_from.st_ino));
     })
 }
@@ -429,6 +455,7 @@ fn linked(from: Option<String>, to: Option<String>, go: impl Fn() -> c_int) -> c
         }
         let Some(status) = from.as_deref().and_then(status) else { return };
         if let Some((folder, name)) = named(state, to) {
+            state.named(now, "link", folder, &name);
             now.journal.note(&format!("create {folder} {} {name}", status.st_ino));
         }
     })
@@ -464,7 +491,9 @@ pub unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
     if let (0, Some(path)) = (made, there)
         && let (Some(status), Some((folder, name))) = (status(&path), named(state, &path))
     {
-        state.lock().journal.note(&format!("create {folder} {} {name}", status.st_ino));
+        let mut now = state.lock();
+        now.changed(folder, "make folder");
+        now.journal.note(&format!("create {folder} {} {name}", status.st_ino));
     }
     made
 }

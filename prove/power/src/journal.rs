@@ -4,9 +4,10 @@
 //! write INO OFFSET LENGTH OLD_SIZE bytes=n      what stood there before, as far as the file reached
 //! size INO OLD_SIZE NEW_SIZE bytes=n            what was cut off
 //! sync INO KIND                                 what came before is durable: bytes of a file, names of a folder
+//! skipped INO KIND                              the program asked for it, and it was left out
 //! failed INO                                    an fsync of a file failed: what came before is never durable
 //! create PARENT INO NAME                        a file or folder, or one more name of a file
-//! remove PARENT INO NAME                        a file, kept as SAVED/INO; a folder, which was empty
+//! remove PARENT INO NAME                        kept as SAVED/INO; a folder was empty
 //! rename PARENT INO REPLACED NEW_PARENT NAME/NEW_NAME   REPLACED is 0, or kept as SAVED/REPLACED
 //! died N WHAT
 //! ```

@@ -12,8 +12,14 @@
 //! | `POWER_CUT_SAVED` | a folder beside the journal, where removed files are kept until they cannot come back |
 //! | `POWER_CUT_DIE` | the process ends at the n-th change, half-way if that is a write |
 //! | `POWER_CUT_FULL` | `n+m`: from the n-th change on, m of those that take room find the disk full |
-//! | `POWER_CUT_EIO` | the n-th fsync fails |
-//! | `POWER_CUT_DEAF` | fsyncs of files of this kind are left out (see [`kind_of`]): a mutation that a proof must find |
+//! | `POWER_CUT_EIO` | the n-th fsync fails; `n KIND`: the n-th of those whose kind begins so |
+//! | `POWER_CUT_DIE_AFTER_SYNC` | `n k KIND`: the process ends k changes after the n-th fsync of this kind; with k = 0 before it is done |
+//! | `POWER_CUT_NAMES` | words parted by commas that tell one file from another, as digits do |
+//! | `POWER_CUT_DEAF` | fsyncs of this kind are left out: a mutation that a proof must find |
+//!
+//! The kind of an fsync is `PATH after CHANGE`: the path with every part that tells one file from another as `*`, a slash at
+//! its end if it is a folder, and what was last done to it. Without ` after …` it is every fsync of such a path,
+//! and with ` after something` every one that something was done before.
 //!
 //! The journal is lines of text with the bytes of an undo behind them; [`journal`] writes them, and the proof reads them.
 
