@@ -370,7 +370,12 @@ impl Undo<'_> {
             Change::Rename { folder, ino, replaced, to_folder, name, to_name } => {
                 let Some(path) = self.named(*to_folder, *ino, to_name)? else { return Ok(()) };
                 let Some(folder) = self.found.get(folder) else { return Ok(()) };
-                fs::rename(&path, folder.join(name))?;
+                let before = folder.join(name);
+                // Something newer has that name, and stays: then this stays as well.
+                if fs::symlink_metadata(&before).is_ok() {
+                    return Ok(());
+                }
+                fs::rename(&path, before)?;
                 if *replaced != 0 {
                     self.bring_back(*replaced, &path)?;
                 }
@@ -391,14 +396,15 @@ impl Undo<'_> {
     }
 
     fn bring_back(&mut self, ino: u64, path: &Path) -> Result<()> {
+        // Two undone changes may bring back the same file; or something newer has its name, and stays.
+        if fs::symlink_metadata(path).is_ok() {
+            return Ok(());
+        }
         let saved = self.disk.saved.join(ino.to_string());
-        // Two undone changes may bring back the same file.
-        match saved.is_dir() {
-            true => fs::rename(&saved, path)?,
-            false => match fs::hard_link(&saved, path) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.into()),
-                _ => {}
-            },
+        if saved.is_dir() {
+            fs::rename(&saved, path)?
+        } else {
+            fs::hard_link(&saved, path)?
         }
         self.find()
     }

@@ -180,6 +180,17 @@ fn deaf_to_one_kind_of_fsync_it_loses_what_that_kept() {
 }
 
 #[test]
+fn what_has_a_name_now_keeps_it_from_what_had_it_before() {
+    for (again, expected) in [("rmdir d; mkdir d; echo x > d/x", "d/x"), ("rm a; echo new > a", "a")] {
+        let world = World::new();
+        world.ok("mkdir d; echo one > a; sync a d .");
+        world.ok(again);
+        world.cut_with(Cut::AllButNewest, 0);
+        assert_eq!(world.files().get(expected).map(String::as_str), Some(""), "{again}");
+    }
+}
+
+#[test]
 fn a_kill_without_a_power_cut_loses_nothing_and_a_later_cut_still_does() {
     let world = World::new();
     world.ok("echo one > a; sync a .; echo two >> a");
