@@ -239,8 +239,9 @@ impl Run<'_> {
             }
         };
         let settled = site.tell(Word::Settle).await?;
+        let known = self.browsers.judge().clone();
         let checked = match settled {
-            Outcome::Done => self.look(&site, &self.browsers.judge().clone()).await.map(|_| ()),
+            Outcome::Done => self.look(&site, &known).await.map(|_| ()),
             Outcome::Failed(why) => named(&why),
             Outcome::Dead => bail!("it died without results"),
         };
