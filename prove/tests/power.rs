@@ -97,6 +97,7 @@ fn names_are_durable_when_their_folder_was_synced() {
     check(&format!("{before} ln a c"), all);
     check(&format!("{before} ln a c; sync .; rm a"), &[("a", "one\n"), ("b", "two\n"), ("c", "one\n"), ("d/", "")]);
     check(&format!("{before} rmdir d"), all);
+    check(&format!("{before} mkdir e; mv -T e d; mkdir f"), all);
     check(&format!("{before} rmdir d; echo x > e; mkdir f; echo y > f/y; rm a"), all);
     check(
         &format!("{before} echo x > d/x; sync d/x d; rm d/x; rmdir d; mkdir d; echo y > d/y"),

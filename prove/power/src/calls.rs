@@ -409,10 +409,23 @@ fn renamed(from: Option<String>, to: Option<String>, go: impl Fn() -> c_int) -> 
         let Some(to) = &to else { return };
         let (Some(status_from), Some((folder, name))) = (status(from), named(state, from)) else { return };
         let Some((new_folder, new_name)) = named(state, to) else { fail("renamed out of the folder") };
-        let replaced = status(to).map_or(0, |status| status.st_ino);
-        if replaced != 0 {
-            save(state, to, replaced);
+        let replaced = status(to);
+        match &replaced {
+            // A folder that is replaced is empty, and is moved away, so that nothing new gets its inode.
+            Some(replaced) if is_dir(replaced) => {
+                let is_empty = std::fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_none());
+                let saved = CString::new(format!("{}/{}", state.saved, replaced.st_ino));
+                let (Ok(to), Ok(saved)) = (CString::new(to.as_str()), saved) else { fail("a path with a zero byte") };
+                if !is_empty {
+                    return;
+                }
+                // SAFETY: both paths end with a zero byte and live through the call.
+                unsafe { (real::rename())(to.as_ptr(), saved.as_ptr()) };
+            }
+            Some(replaced) => save(state, to, replaced.st_ino),
+            None => {}
         }
+        let replaced = replaced.map_or(0, |status| status.st_ino);
         state.named(now, "rename from", folder, &name);
         state.named(now, "rename to", new_folder, &new_name);
         now.journal.note(&format!("rename {folder} {} {replaced} {new_folder} {name}/{new_name}", status_from.st_ino));
