@@ -4,6 +4,7 @@
 //! * `decide`: which minutes can close, and what holds them up
 //! * `publish`: what readers in other processes are told
 
+mod again;
 mod decide;
 mod intake;
 mod publish;
@@ -14,6 +15,7 @@ use crate::live::{Counts, add};
 use crate::open::{Inserted, OpenPartition, Slot};
 use crate::sequence::{Entry, Kind, Sequence};
 use crate::warehouse::{Topics, Warehouse, check_log};
+use again::FinalClaims;
 use click::{Dimensions, Millis, Minute, Offset, Offsets, Partition, Verdict};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
@@ -125,6 +127,8 @@ struct Run {
     /// The loader cannot go on before a record's row has come.
     skipped: Option<String>,
     final_minutes: VecDeque<(Minute, HashMap<Dimensions, i64>)>,
+    /// At most one span of each partition.
+    final_claims: Vec<FinalClaims>,
 }
 
 impl Loader {
@@ -227,7 +231,7 @@ impl Loader {
             records = self.run.raw.poll(RECORDS_MAX, wait).await?;
         }
         // Also of none: the counts are up to date as of now.
-        self.take_raw(&records);
+        self.take_raw(&records).await?;
         let mut read = records.len();
         if let Some(wait) = minutes {
             let records = self.run.minutes.poll(RECORDS_MAX, wait).await?;
@@ -454,7 +458,8 @@ impl Run {
             .collect();
         let (engine, final_minutes) = (BTreeMap::new(), VecDeque::new());
         let (broken, skipped) = (None, None);
-        Ok(Run { last, deployment, raw, minutes, partitions, engine, broken, skipped, final_minutes })
+        let final_claims = Vec::new();
+        Ok(Run { last, deployment, raw, minutes, partitions, engine, broken, skipped, final_minutes, final_claims })
     }
 
     /// The entry that a closing of these minutes and positions begins with.

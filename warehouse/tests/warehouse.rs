@@ -183,6 +183,16 @@ async fn what_is_final_never_changes(kind: Kind) {
     world.write_minute(&world.minute_row(*minute, &values.clone().map(|_| "other".into()), 1)).await;
     world.load().await;
     assert_eq!(world.warehouse.status().refused, 2);
+    // So is a click that was billed and now is said not to be.
+    let replayed = world.warehouse.status().replayed;
+    for row in rows.iter().filter(|row| row.json["verdict"] == "billable") {
+        let mut other = row.json.clone();
+        other["verdict"] = json!("duplicate");
+        world.write_raw(&other).await;
+    }
+    world.load().await;
+    let status = world.warehouse.status();
+    assert_eq!((status.refused, status.replayed), (2 + 3, replayed));
     assert_eq!(world.by_minute().await, before);
     assert!(before.iter().all(|row| !row.3));
 }

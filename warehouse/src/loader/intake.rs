@@ -1,5 +1,6 @@
 //! What a row changes.
 
+use super::again::Again;
 use super::{DIMENSIONS_MAX, EngineMinute, FINAL_MINUTES, Loader, Run, Status};
 use crate::error::Result;
 use crate::live::{Interner, State, add};
@@ -14,24 +15,28 @@ const VERDICTS_MAX: usize = 64;
 
 impl Loader {
     /// Counts raw rows. A report sees all of them at once, or none.
-    pub(super) fn take_raw(&mut self, records: &[Record]) {
+    pub(super) async fn take_raw(&mut self, records: &[Record]) -> Result<()> {
         // Parsing is most of the work, and needs no lock.
         let rows: Vec<(&Record, serde_json::Result<CountedRow<'_>>)> =
             records.iter().map(|record| (record, serde_json::from_slice(&record.value))).collect();
         let lateness_ms = self.warehouse.0.settings.lateness.lateness_ms;
-        let mut live = self.warehouse.0.live.write();
-        let mut status = self.warehouse.0.status();
-        for (record, row) in rows {
-            match row {
-                Ok(row) => self.run.take_row(record, &row, lateness_ms, &mut live, &mut status),
-                Err(_) => status.unreadable += 1,
+        let mut again = Vec::new();
+        {
+            let mut live = self.warehouse.0.live.write();
+            let mut status = self.warehouse.0.status();
+            for (record, row) in rows {
+                match row {
+                    Ok(row) => again.extend(self.run.take_row(record, &row, lateness_ms, &mut live, &mut status)),
+                    Err(_) => status.unreadable += 1,
+                }
+            }
+            for (partition, open) in &mut self.run.partitions {
+                if let Err(error) = open.advance() {
+                    self.run.broken = Some(format!("partition {partition}: {error}"));
+                }
             }
         }
-        for (partition, open) in &mut self.run.partitions {
-            if let Err(error) = open.advance() {
-                self.run.broken = Some(format!("partition {partition}: {error}"));
-            }
-        }
+        self.take_again(&again).await
     }
 
     /// Takes the engine's counts in.
@@ -117,6 +122,7 @@ impl EngineMinute {
 }
 
 impl Run {
+    /// Counts a row, unless it is of a position that is final: that one is the answer.
     fn take_row(
         &mut self,
         record: &Record,
@@ -124,20 +130,28 @@ impl Run {
         lateness_ms: i64,
         live: &mut State,
         status: &mut Status,
-    ) {
+    ) -> Option<Again> {
         let Some(open) = self.partitions.get_mut(&row.log_partition) else {
             status.refused += 1;
-            return;
+            return None;
         };
         let deployed_at = self.deployment.positions.get(row.log_partition);
         let ours = row.log_id == self.deployment.log_id && row.version == self.deployment.version;
         if !ours || row.log_offset < deployed_at {
             status.refused += 1;
-            return;
+            return None;
         }
         if row.log_offset < self.last.positions.get(row.log_partition) {
-            status.replayed += 1;
-            return;
+            let claims = match Verdict::of(&row.verdict) {
+                Verdict::Billable | Verdict::Late => true,
+                Verdict::NotBilled => false,
+                // It was decided since.
+                Verdict::Undecided => {
+                    status.replayed += 1;
+                    return None;
+                }
+            };
+            return Some(Again { partition: row.log_partition, offset: row.log_offset, claims });
         }
         let minute = row.minute();
         let verdict = match Verdict::of(&row.verdict) {
@@ -155,17 +169,17 @@ impl Run {
             Inserted::New | Inserted::Instead(_) => {}
             Inserted::Known => {
                 status.replayed += 1;
-                return;
+                return None;
             }
             Inserted::TooFar => {
                 status.refused += 1;
-                return;
+                return None;
             }
             Inserted::Conflict => {
                 status.refused += 1;
                 let at = format!("{}:{}:{}", row.log_id, row.log_partition, row.log_offset);
                 self.broken = Some(format!("two raw rows of {at} differ"));
-                return;
+                return None;
             }
         }
         // No rule lets this be: the pipeline's lateness is not the loader's, or the row is wrong.
@@ -191,6 +205,7 @@ impl Run {
             }
             Verdict::Undecided | Verdict::NotBilled => {}
         }
+        None
     }
 
     /// Forgets dimensions that nothing open uses, once there are many.
