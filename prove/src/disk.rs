@@ -6,7 +6,7 @@ use rand::Rng;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirEntryExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -164,20 +164,24 @@ impl Disk {
 
     fn lines(&self) -> Result<Vec<Line>> {
         match fs::read(&self.journal) {
-            Ok(bytes) => parse(&bytes),
+            Ok(bytes) => Ok(parse(&bytes)?.0),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error).with_context(|| self.journal.display().to_string()),
         }
     }
 
-    /// Notes that a process begins.
+    /// Notes that a process begins. What the one before it had noted in part when it was killed, it had not done: that goes.
     ///
     /// # Errors
-    /// If the journal cannot be written.
+    /// If the journal cannot be read or written.
     pub fn begin_life(&self) -> Result<()> {
-        let journal = fs::OpenOptions::new().append(true).create(true).open(&self.journal);
-        let written = journal.and_then(|mut journal| journal.write_all(b"life begins\n"));
-        written.with_context(|| self.journal.display().to_string())
+        let name = || self.journal.display().to_string();
+        let journal = fs::OpenOptions::new().read(true).append(true).create(true).open(&self.journal);
+        let mut journal = journal.with_context(name)?;
+        let mut noted = Vec::new();
+        journal.read_to_end(&mut noted).with_context(name)?;
+        let whole = parse(&noted)?.1;
+        journal.set_len(whole as u64).and_then(|()| journal.write_all(b"life begins\n")).with_context(name)
     }
 
     /// What the journal says of the newest life.
@@ -410,9 +414,11 @@ impl Undo<'_> {
     }
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<Line>> {
+/// The lines of a journal, and how many bytes they are: at its end a process that was killed may have noted a part of one.
+fn parse(bytes: &[u8]) -> Result<(Vec<Line>, usize)> {
     let mut lines = Vec::new();
-    let mut rest = bytes;
+    let (journal, mut rest) = (bytes, bytes);
+    let mut whole = 0;
     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
         let (line, after) = (&rest[..end], &rest[end + 1..]);
         rest = after;
@@ -423,15 +429,15 @@ fn parse(bytes: &[u8]) -> Result<Vec<Line>> {
             && let Some((head, count)) = text.rsplit_once(" bytes=")
         {
             let count: usize = count.parse().context("bytes")?;
-            // A process that was killed may have noted a part.
             let Some(there) = rest.get(..count + 1) else { break };
             bytes = there[..count].to_vec();
             rest = &rest[count + 1..];
             text = head;
         }
         lines.push(parse_line(text, bytes).with_context(|| format!("the journal has {text:?}"))?);
+        whole = journal.len() - rest.len();
     }
-    Ok(lines)
+    Ok((lines, whole))
 }
 
 fn parse_line(text: &str, bytes: Vec<u8>) -> Result<Line> {

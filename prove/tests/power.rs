@@ -202,6 +202,23 @@ fn a_kill_without_a_power_cut_loses_nothing_and_a_later_cut_still_does() {
 }
 
 #[test]
+fn a_note_that_a_kill_cut_short_is_of_nothing_that_was_done() {
+    use std::io::Write;
+    let world = World::new();
+    world.ok("echo one > a; sync a .");
+    let mut journal = fs::OpenOptions::new().append(true).open(&world.disk.journal).unwrap();
+    for part in ["si", "size 1 4 0 bytes=4", "size 1 4 0 bytes=4\non"] {
+        let whole = journal.metadata().unwrap().len();
+        journal.write_all(part.as_bytes()).unwrap();
+        world.ok("echo two >> a; sync a");
+        assert_eq!(world.disk.seen().unwrap().changes, 1);
+        assert!(journal.metadata().unwrap().len() > whole);
+    }
+    world.cut();
+    assert_eq!(world.files()["a"], "one\ntwo\ntwo\ntwo\n");
+}
+
+#[test]
 fn whatever_is_kept_of_the_rest_is_an_older_part_of_it() {
     let mut seen = std::collections::BTreeSet::new();
     for seed in 0..60 {
