@@ -55,7 +55,9 @@ pub fn list(dir: &Path) -> Result<()> {
 pub async fn send(dir: &Path, site: Site) -> Result<()> {
     let (log, warehouse) = site.open().await?;
     let [recorded, billed, sent] = send_all(dir, &*log, &warehouse, say).await?;
-    say(&format!("{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions"));
+    say(&format!(
+        "{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions; all of them stay in aside/settled"
+    ));
     Ok(())
 }
 
@@ -116,10 +118,10 @@ mod tests {
         std::fs::create_dir_all(dir.join("aside/settled")).unwrap();
         let kept = |event: &&Click| {
             let reason = "older than a day".to_string();
-            let kept = Kept { partition: 0, spooled_at: event.timestamp, reason, event: (*event).clone() };
-            serde_json::to_string(&kept).unwrap() + "\n"
+            Kept { partition: 0, spooled_at: event.timestamp, reason, event: (*event).clone() }
         };
-        std::fs::write(dir.join("aside/1.jsonl"), events.iter().map(kept).collect::<String>()).unwrap();
+        let text = aside::text(&events.iter().map(kept).collect::<Vec<_>>()).unwrap();
+        std::fs::write(dir.join("aside/1.jsonl"), text).unwrap();
         dir
     }
 
