@@ -1,7 +1,9 @@
 //! Block rules: networks and headers whose clicks are not billed. Addresses are not stored, so this is the one place where
 //! they can be judged.
 //!
-//! A file of lines. `#` begins a comment. `net CIDR` blocks a network, such as a data centre's; an address alone is a network
+//! A file of lines. `#` begins a comment at the start of a line, and after the white space that ends a `net`. Within a header
+//! rule there is none: what looks like one could be meant as text, and a text that is lost blocks everybody who sends the
+//! header. `net CIDR` blocks a network, such as a data centre's; an address alone is a network
 //! of one. `header NAME TEXT` blocks requests whose header of this name has the text in it, upper and lower case alike;
 //! without TEXT, those that have the header at all.
 
@@ -15,7 +17,8 @@ use std::sync::Arc;
 /// Most bytes of a file: some hundred thousand networks.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
-const ALLOWED: &str = "`net CIDR`, `header NAME TEXT`, a comment after #, or nothing";
+const ALLOWED: &str =
+    "`net CIDR`, with a comment after ` #` or without, `header NAME TEXT`, a comment that begins with #, or nothing";
 
 /// The rules of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,7 +69,7 @@ impl Blocks {
     pub fn parse(file: &str, text: &str) -> Result<Blocks, BlockError> {
         let (mut networks, mut headers) = (Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {
-            let rule = line.split('#').next().unwrap_or_default().trim();
+            let rule = line.trim();
             let wrong = |what| BlockError::Line {
                 file: file.into(),
                 line: number + 1,
@@ -76,7 +79,15 @@ impl Blocks {
             let (kind, rest) = rule.split_once(char::is_whitespace).unwrap_or((rule, ""));
             match (kind, rest.trim()) {
                 ("", _) => {}
-                ("net", network) => networks.push(range(network).ok_or_else(|| wrong("no network"))?),
+                (comment, _) if comment.starts_with('#') => {}
+                ("net", network) => {
+                    let network = comment(network).map_or(network, |at| network[..at].trim_end());
+                    networks.push(range(network).ok_or_else(|| wrong("no network"))?);
+                }
+                // Neither is safe to guess: as a comment it may cut the text, as text it may match nobody.
+                ("header", header) if comment(header).is_some() => {
+                    return Err(wrong("a # after white space, which in a header rule is neither text nor comment"));
+                }
                 ("header", header) => {
                     let (name, text) = header.split_once(char::is_whitespace).unwrap_or((header, ""));
                     let name = name.parse().map_err(|_| wrong("no name of a header"))?;
@@ -104,6 +115,12 @@ impl Blocks {
     pub fn counts(&self) -> (usize, usize) {
         (self.networks.len(), self.headers.len())
     }
+}
+
+/// Where `#` begins a word.
+fn comment(text: &str) -> Option<usize> {
+    let begins = |at: &usize| *at == 0 || text[..*at].ends_with(char::is_whitespace);
+    text.match_indices('#').map(|(at, _)| at).find(begins)
 }
 
 fn has(value: &[u8], text: &str) -> bool {
@@ -149,6 +166,7 @@ mod tests {
         net 2001:db8::/32
         header X-Scanner
         header User-Agent  Evil Bot
+        header User-Agent a#b  c
     ";
 
     fn blocked(rules: &str, address: &str, header: Option<(&'static str, &str)>) -> bool {
@@ -175,6 +193,7 @@ mod tests {
         check("192.0.2.1", Some(("x-scanner", "")), true);
         check("192.0.2.1", Some(("user-agent", "an EVIL bot of some kind")), true);
         check("192.0.2.1", Some(("user-agent", "a good one")), false);
+        check("192.0.2.1", Some(("user-agent", "an A#B  C")), true);
     }
 
     #[test]
@@ -186,6 +205,14 @@ mod tests {
         check("\nnet 10.0.0.0/33", "line 2: no network, given \"net 10.0.0.0/33\"");
         check("net", "line 1: no network, given \"net\"");
         check("header a:b x", "line 1: no name of a header, given \"header a:b x\"");
+        check("net 10.0.0.1#x", "line 1: no network, given \"net 10.0.0.1#x\"");
+        check("net # 10.0.0.1", "line 1: no network, given \"net # 10.0.0.1\"");
+        for cut in
+            ["header User-Agent #bot", "header User-Agent a bot # one", "header X-Scanner\t#", "header # X-Scanner"]
+        {
+            let what = "a # after white space, which in a header rule is neither text nor comment";
+            check(cut, &format!("line 1: {what}, given {cut:?}"));
+        }
         check("deny 10.0.0.1", "line 1: no such rule, given \"deny 10.0.0.1\"");
     }
 

@@ -89,6 +89,19 @@ async fn a_blocked_client_notices_nothing_and_is_not_billed() {
 }
 
 #[tokio::test]
+async fn a_rule_with_a_number_sign_blocks_whom_it_names_and_nobody_else() {
+    assert!(Blocks::parse("rules", "header User-Agent #bot").is_err(), "neither text nor comment");
+    let blocks = Reloaded::fixed("block rules", Blocks::parse("rules", "# all\nheader User-Agent C#bot\n").unwrap());
+    let app = TestApp::with_all(TestLog::new(), Settings::default(), With { blocks, ..no_rules() }).await;
+    for (lines, expected) in
+        [("User-Agent: Chrome\r\n", None), ("User-Agent: a c#Bot 1\r\n", Some(InvalidReason::Blocked)), ("", None)]
+    {
+        assert_eq!(app.send("GET", "/api/v1/click/i?ad_id=ad_9", lines).await.status, 302, "{lines}");
+        assert_eq!(app.log.clicks().last().unwrap().invalid_reason, expected, "{lines}");
+    }
+}
+
+#[tokio::test]
 async fn an_address_is_in_neither_the_log_nor_an_answer() {
     let app = TestApp::with_all(TestLog::new(), proxied(), no_rules()).await;
     let answer = app.send("GET", "/api/v1/click/i?ad_id=ad_9", "X-Forwarded-For: 203.0.113.77\r\n").await;
