@@ -1,4 +1,5 @@
-//! Connections: bounded in number, in the size and time of what they may send, and drained at a stop.
+//! Connections: bounded in number, in the size and time of what they may send, in the time that they may leave answers unread,
+//! and drained at a stop.
 
 use axum::Router;
 use axum::body::Body;
@@ -13,12 +14,14 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 /// Largest request line and headers together. nginx allows about as much. Their number is hyper's default, 100:
 /// setting it would cost an allocation a request.
@@ -32,7 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Limits {
     /// Connections that may be open at once, at least one. Others wait in the kernel's queue.
     pub connections_max: usize,
-    /// How long a request's head may take to arrive, and so how long a connection may be idle.
+    /// How long a request's head may take to arrive, and so how long a connection may be idle. As long a client may take
+    /// nothing of an answer.
     pub head_wait: Duration,
     /// How long a stop waits for answers under way.
     pub drain_wait: Duration,
@@ -111,7 +115,7 @@ where
         .max_buf_size(HEAD_BYTES_MAX)
         .timer(TokioTimer::new())
         .header_read_timeout(head_wait)
-        .serve_connection(TokioIo::new(stream), service_fn(answer));
+        .serve_connection(TokioIo::new(Written::within(head_wait, stream)), service_fn(answer));
     let mut served = pin!(served);
     let ended = tokio::select! {
         outcome = &mut served => Some(outcome),
@@ -136,5 +140,71 @@ async fn refused(error: io::Error) {
     if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         tracing::warn!(%error, "connection not accepted");
         tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+/// A stream that fails when it could write nothing for some time. hyper bounds how long a request may take to arrive, and not
+/// how long an answer may take to leave: a client that sends requests and reads no answers would keep its connection for ever.
+/// The kernel's TCP_USER_TIMEOUT is no bound either, since a living client with a full buffer acknowledges the probes.
+struct Written<S> {
+    stream: S,
+    wait: Duration,
+    /// Runs from the first write that had to wait until the next that did not: the usual answer, which the kernel takes at
+    /// once, has none.
+    over: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Written<S> {
+    fn within(wait: Duration, stream: S) -> Self {
+        Written { stream, wait, over: None }
+    }
+
+    /// What a write comes to.
+    fn bounded(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.over = None;
+            return written;
+        }
+        let wait = self.wait;
+        let over = self.over.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        std::task::ready!(over.as_mut().poll(context));
+        let message = format!("the client took nothing of its answers for {wait:?}");
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Written<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, to)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Written<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.bounded(context, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, parts);
+        this.bounded(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }

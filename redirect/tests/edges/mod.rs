@@ -6,7 +6,10 @@ use services::nginx::Nginx;
 use std::process::Command;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 
+/// What must happen happens sooner, however busy the machine is.
+const LONG: Duration = Duration::from_secs(60);
 const CLICK: &str = "/api/v1/click/imp_1?ad_id=ad_9";
 
 #[tokio::test]
@@ -107,6 +110,22 @@ async fn a_client_that_takes_its_time_holds_up_nobody_and_is_hung_up_on() {
     let read = stream.read(&mut bytes).await.unwrap();
     assert!(String::from_utf8_lossy(&bytes[..read]).starts_with("HTTP/1.1 204"));
     assert_eq!(app.log.clicks().len(), 2);
+}
+
+/// hyper has no bound for it: see `serving`'s connections.
+#[tokio::test]
+async fn a_client_that_reads_no_answer_is_hung_up_on() {
+    let settings = Settings { head_wait: Duration::from_millis(300), connections_max: 1, ..Settings::default() };
+    let app = TestApp::with_all(TestLog::new(), settings, no_rules()).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // Full after a few answers, and so are the service's own buffers soon.
+    socket.set_recv_buffer_size(1_024).unwrap();
+    let mut deaf = socket.connect(app.address).await.unwrap();
+    let requests = format!("GET {CLICK} HTTP/1.1\r\nHost: t\r\n\r\n").repeat(100);
+    let asking = async { while deaf.write_all(requests.as_bytes()).await.is_ok() {} };
+    tokio::time::timeout(LONG, asking).await.expect("the service hangs up");
+    let answer = tokio::time::timeout(LONG, app.get(CLICK)).await.expect("there is room again");
+    assert_eq!(answer.status, 302);
 }
 
 #[tokio::test]
