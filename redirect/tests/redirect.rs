@@ -6,6 +6,7 @@ mod edges;
 mod judged;
 mod leaderless;
 mod passwords;
+mod process;
 mod seen;
 mod spool;
 

@@ -30,6 +30,26 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// How long to wait after the kernel refused a connection, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Open files that connections must leave to everything else: a process writes to some, and must be able to open more.
+const FILES_KEPT: usize = 512;
+
+/// Connections that are allowed however few files may be open: with fewer a service is none.
+const CONNECTIONS_MIN: usize = 64;
+
+/// As many connections as asked for, or as the limit on open files (`ulimit -n`) leaves room for: clients must not be able
+/// to take the files that their clicks are written to.
+pub fn connections_max(asked: usize) -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    // Where nothing is said, or "unlimited", there is no limit to keep to.
+    let files = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    files.map_or(asked, |files| fitting(asked, files))
+}
+
+fn fitting(asked: usize, files: usize) -> usize {
+    asked.min(files.saturating_sub(FILES_KEPT).max(CONNECTIONS_MIN))
+}
+
 /// What connections may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -206,5 +226,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Written<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_to_the_rest() {
+        let check = |asked, files, expected| assert_eq!(fitting(asked, files), expected, "{asked} of {files}");
+        check(10_000, 1_048_576, 10_000);
+        check(10_000, 1_024, 512);
+        check(10_000, 256, 64);
+        check(8, 1_024, 8);
+        check(8, 256, 8);
     }
 }

@@ -15,4 +15,4 @@ mod connections;
 pub mod metrics;
 pub mod process;
 
-pub use connections::{Limits, bind, serve};
+pub use connections::{Limits, bind, connections_max, serve};

@@ -144,7 +144,7 @@ impl Machine {
             trusted_proxies: config.redirect.trusted_proxies.clone(),
             country_header: Some(config.redirect.country_header.parse().context("redirect.country_header")?),
             append_wait: config.redirect.append_wait,
-            connections_max: connections_max(redirect::Settings::default().connections_max),
+            connections_max: serving::connections_max(redirect::Settings::default().connections_max),
             ..redirect::Settings::default()
         })
     }
@@ -260,19 +260,6 @@ fn catalog(config: &Config) -> Result<Arc<Reloaded<Catalog>>> {
             Ok(Reloaded::fixed("catalog", Catalog::parse("catalog/sample.csv", text)?))
         }
     }
-}
-
-/// Open files that connections must leave to log, claims and warehouse.
-const FILES_KEPT: usize = 512;
-
-/// As many connections as asked for, or as the limit on open files (`ulimit -n`) leaves room for: a client must not be
-/// able to take the files that a click is written to.
-fn connections_max(asked: usize) -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    // Where nothing is said, or "unlimited", there is no limit to keep to.
-    let files: Option<usize> = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    files.map_or(asked, |files| asked.min(files.saturating_sub(FILES_KEPT)).max(64))
 }
 
 /// The secret under the hashes of client addresses, made at the first start.
