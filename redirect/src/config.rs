@@ -44,6 +44,10 @@ pub struct Config {
     pub countries: Option<PathBuf>,
     /// Connections that may be open at once.
     pub connections_max: usize,
+    /// Two clicks on one impression that are less than this apart are a click and its duplicate: the pipelines' setting, to
+    /// which signatures are held. Never the hint's [`Seen::horizon`], which decides nothing.
+    #[serde(deserialize_with = "duration")]
+    pub dedup_horizon: Duration,
     pub spool: SpoolSettings,
     pub signatures: Signatures,
     pub seen: Seen,
@@ -102,7 +106,7 @@ impl Signatures {
 pub struct Seen {
     /// The Redis that all redirects share; without one each remembers for itself.
     pub url: Option<String>,
-    /// How long an impression counts as seen.
+    /// How long an impression counts as seen, for the hint alone.
     #[serde(deserialize_with = "duration")]
     pub horizon: Duration,
     /// How long a click waits for Redis.
@@ -127,6 +131,7 @@ impl Default for Config {
             block_rules: None,
             countries: None,
             connections_max: Settings::default().connections_max,
+            dedup_horizon: Duration::from_secs(86_400),
             spool: SpoolSettings::default(),
             signatures: Signatures::default(),
             seen: Seen::default(),
@@ -168,6 +173,14 @@ impl Config {
         })
     }
 
+    /// The keys by which signatures are checked.
+    ///
+    /// # Errors
+    /// As for [`Signatures::keys`].
+    pub fn keys(&self) -> Result<Keys> {
+        self.signatures.keys(self.spool.age_max, self.dedup_horizon)
+    }
+
     /// How the shared hint is asked for, if there is one.
     pub fn redis_settings(&self) -> Option<RedisSettings> {
         let Seen { url, horizon, wait } = &self.seen;
@@ -189,5 +202,24 @@ mod tests {
         .unwrap();
         assert_eq!(config, Config::default());
         config.settings().unwrap();
+    }
+
+    #[test]
+    fn signatures_are_held_to_the_dedup_horizon_and_not_to_the_hints() {
+        let check = |text: &str, refused: bool| {
+            let keys = format!("k1:{}", "x".repeat(32));
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("redirect.toml");
+            std::fs::write(&path, text).unwrap();
+            let variables = vec![("T_SIGNATURES__KEYS".to_owned(), keys)];
+            let checked = serving::config::read::<Config>(Some(&path), "T_", variables).unwrap().keys();
+            let error = checked.err().map(|error| format!("{error:#}")).unwrap_or_default();
+            assert_eq!(error.starts_with("signatures.longest: "), refused, "{text}: {error}");
+        };
+        check("", false);
+        check("[signatures]\nlongest = '48h'\n[seen]\nhorizon = '7days'", true);
+        check("[signatures]\nlongest = '12h'\n[seen]\nhorizon = '1h'", false);
+        check("dedup_horizon = '50h'\n[signatures]\nlongest = '48h'", false);
+        check("dedup_horizon = '49h'\n[signatures]\nlongest = '48h'", true);
     }
 }

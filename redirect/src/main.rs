@@ -60,7 +60,7 @@ async fn run(cli: Cli) -> Result<()> {
         tracing::warn!(asked, allowed, "the limit on open files (ulimit -n) leaves room for fewer connections");
     }
     let catalog = Reloaded::open(&config.catalog, "catalog", |path| Catalog::load(path))?;
-    let keys = config.signatures.keys(config.spool.age_max, config.seen.horizon)?;
+    let keys = config.keys()?;
     let blocks = Blocks::follow(config.block_rules.as_deref())?;
     let countries = Countries::follow(config.countries.as_deref())?;
     let secret = Secret::new(config.ip_hash_key.as_bytes()).context("ip_hash_key")?;

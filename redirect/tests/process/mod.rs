@@ -19,6 +19,11 @@ struct Process {
 
 impl Process {
     fn start(dir: &Path, before: &str, more: &[(&str, &str)]) -> Process {
+        let (command, port, admin) = Self::command(dir, before, more);
+        Process { server: Server::start(command, port, &dir.join("out"), LONG), admin }
+    }
+
+    fn command(dir: &Path, before: &str, more: &[(&str, &str)]) -> (Command, u16, u16) {
         let (port, admin) = (free_port(), free_port());
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{before}\nexec \"$0\""), env!("CARGO_BIN_EXE_tally-redirect")]);
@@ -35,7 +40,7 @@ impl Process {
             command.env(format!("TALLY_REDIRECT_{name}"), value);
         }
         command.envs(more.iter().copied());
-        Process { server: Server::start(command, port, &dir.join("out"), LONG), admin }
+        (command, port, admin)
     }
 
     /// The answer to a request on a connection of its own, if there is one.
@@ -111,4 +116,34 @@ async fn a_log_that_stopped_for_good_ends_the_process_when_the_spool_takes_nothi
     assert!(with_log > 0 && with_spool > 0, "{with_log} {with_spool}: {}", printed());
     let last = printed().lines().last().unwrap().to_owned();
     assert!(last.starts_with("tally-redirect: the log takes nothing more") && last.contains("nor does"), "{last}");
+}
+
+/// A signature that outlives the dedup horizon lets one impression be billed twice.
+#[tokio::test]
+async fn a_start_is_refused_when_signatures_outlive_the_dedup_horizon_whatever_the_hint_remembers() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = format!("k1:{}", "x".repeat(32));
+    let more = [
+        ("TALLY_REDIRECT_SIGNATURES__KEYS", &*key),
+        ("TALLY_REDIRECT_SIGNATURES__LONGEST", "48h"),
+        ("TALLY_REDIRECT_SEEN__HORIZON", "7days"),
+    ];
+    // One that starts all the same runs until it is killed.
+    let (mut command, ..) = Process::command(dir.path(), "", &more);
+    let out = dir.path().join("out");
+    command.stderr(std::fs::File::create(&out).unwrap());
+    let mut child = command.spawn().unwrap();
+    let mut ended = None;
+    for _ in 0..3_000 {
+        ended = child.try_wait().unwrap();
+        if ended.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    let printed = std::fs::read_to_string(&out).unwrap();
+    assert!(ended.is_some_and(|status| status.code() == Some(1)), "{printed}");
+    assert!(printed.contains("signatures.longest"), "{printed}");
 }
