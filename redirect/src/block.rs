@@ -8,7 +8,7 @@
 //! without TEXT, those that have the header at all.
 
 use crate::networks::network;
-use crate::reload::Reloaded;
+use crate::reload::{LoadError, Reloaded};
 use axum::http::{HeaderMap, HeaderName};
 use std::net::IpAddr;
 use std::path::Path;
@@ -35,6 +35,15 @@ pub enum BlockError {
     Io(#[from] std::io::Error),
     #[error("block rules {file} line {line}: {what}, given {given:?}; a line is {ALLOWED}")]
     Line { file: String, line: usize, what: &'static str, given: String },
+}
+
+impl LoadError for BlockError {
+    fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            BlockError::Io(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl Blocks {

@@ -2,6 +2,7 @@
 
 use crate::landing_page::LandingPage;
 use crate::pass::Allowed;
+use crate::reload::LoadError;
 use click::{AdId, AdvertiserId, CampaignId, Invalid, PublisherId};
 use serde::Deserialize;
 use std::borrow::{Borrow, Cow};
@@ -120,9 +121,12 @@ pub enum CatalogError {
     Empty { file: String },
 }
 
-impl From<std::io::Error> for CatalogError {
-    fn from(error: std::io::Error) -> Self {
-        CatalogError::Io { file: String::new(), error }
+impl LoadError for CatalogError {
+    fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            CatalogError::Io { error, .. } => Some(error),
+            _ => None,
+        }
     }
 }
 

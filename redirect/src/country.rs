@@ -1,6 +1,6 @@
 //! The country of an address, from a file in the MaxMind DB format: GeoLite2-Country, DB-IP's or one of your own.
 
-use crate::reload::Reloaded;
+use crate::reload::{LoadError, Reloaded};
 use click::Country;
 use maxminddb::{MaxMindDbError, PathElement, Reader};
 use std::net::IpAddr;
@@ -17,6 +17,15 @@ pub enum CountryError {
     Io(#[from] std::io::Error),
     #[error("country file {file}: {error}")]
     Format { file: String, error: MaxMindDbError },
+}
+
+impl LoadError for CountryError {
+    fn io(&self) -> Option<&std::io::Error> {
+        match self {
+            CountryError::Io(error) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 /// Where the code stands: of the country where an address is, else of the one where it is registered.
