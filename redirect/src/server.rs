@@ -3,18 +3,28 @@
 use crate::service::Service;
 use serving::Limits;
 use std::future::Future;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+
+/// How long a part that died stays away: long enough not to fill the log, short enough for heartbeats.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Serves `service` on `listener`, heartbeats included, until `shutdown` resolves. Then it takes no more connections,
 /// finishes the requests under way, waits until the log has answered for every click, and returns; all that for at
 /// most [`crate::Settings::drain_wait`]. A click that is cut off by the end of that time was not answered.
 pub async fn serve(listener: TcpListener, service: Service, shutdown: impl Future<Output = ()>) {
-    let mut heartbeats = JoinSet::new();
-    let beating = service.clone();
-    heartbeats.spawn(async move { beating.heartbeats().await });
-    let beside = service.clone();
-    heartbeats.spawn(async move { beside.beside().await });
+    let mut beside = JoinSet::new();
+    let of = service.clone();
+    beside.spawn(for_ever("heartbeats", move || {
+        let service = of.clone();
+        async move { service.heartbeats().await }
+    }));
+    let of = service.clone();
+    beside.spawn(for_ever("what follows files and sends the spool", move || {
+        let service = of.clone();
+        async move { service.beside().await }
+    }));
     let settings = service.settings();
     let limits = Limits {
         connections_max: settings.connections_max,
@@ -26,4 +36,18 @@ pub async fn serve(listener: TcpListener, service: Service, shutdown: impl Futur
         tracing::warn!("stopped before the log had answered for every click");
     }
     // Dropping the set ends the heartbeats and what else runs beside. What is in the spool is on disk.
+}
+
+/// Runs a part that has no end, and begins it again if it dies: without heartbeats time stands still for the pipeline, and
+/// nobody would know why.
+async fn for_ever<P: Future<Output = ()> + Send + 'static>(what: &'static str, part: impl Fn() -> P) {
+    loop {
+        // A set of one, so that it ends with whoever drops this.
+        let mut running = JoinSet::new();
+        running.spawn(part());
+        if let Some(Err(error)) = running.join_next().await {
+            tracing::error!(what, %error, "a part of the redirect died; it begins again");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }

@@ -281,16 +281,16 @@ async fn a_log_that_fails_means_503() {
         }
         assert_eq!(app.service.counters(), Counters { failures: 3, ..Counters::default() });
         let ready = app.get("/readyz").await;
-        assert_eq!(ready.status, 503);
-        assert!(ready.body.contains("the last append failed"), "{}", ready.body);
+        assert_eq!((ready.status, &*ready.body), (503, r#"{"ready":false}"#));
+        assert_eq!(app.service.ready(), Err("the last append failed".into()));
         assert_eq!(app.get("/healthz").await.status, 200);
         // Heartbeats find out that the log is back, also when nobody sends clicks any more.
         app.log.mode.send_replace(Mode::Works);
         app.clock.set("2026-04-20T12:00:05Z".parse().unwrap());
         assert_eq!(app.service.heartbeat_once().await, PARTITIONS as usize);
         let ready = app.get("/readyz").await;
-        assert_eq!(ready.status, 200);
-        assert!(ready.body.contains("no keys are configured: every well-formed click counts"), "{}", ready.body);
+        assert_eq!((ready.status, &*ready.body), (200, r#"{"ready":true}"#));
+        assert_eq!(app.service.details()["signatures"], "no keys are configured: every well-formed click counts");
         assert_eq!(app.get(CLICK).await.status, 302);
     }
 }
@@ -428,6 +428,21 @@ async fn heartbeats_go_on_when_the_log_stands_still() {
         (0..PARTITIONS).all(|p| beats.iter().any(|(partition, text)| *partition == p && text.contains("T14:00")))
     })
     .await;
+}
+
+#[tokio::test]
+async fn heartbeats_begin_again_after_a_panic() {
+    let settings = Settings { heartbeat_interval: Duration::from_millis(40), ..Settings::default() };
+    let app = TestApp::with(TestLog::new(), settings).await;
+    let asked = *app.log.asked.borrow();
+    app.log.mode.send_replace(Mode::Panics);
+    app.clock.set("2026-04-20T13:00:00Z".parse().unwrap());
+    // All of them, so that the panic has reached who sends them.
+    eventually("the panics", || *app.log.asked.borrow() >= asked + PARTITIONS as usize).await;
+    app.log.mode.send_replace(Mode::Works);
+    app.clock.set("2026-04-20T14:00:00Z".parse().unwrap());
+    eventually("heartbeats", || app.log.heartbeats().iter().any(|(_, text)| text.contains("T14:00"))).await;
+    assert_eq!(app.get(CLICK).await.status, 302);
 }
 
 #[tokio::test]

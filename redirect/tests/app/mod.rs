@@ -33,6 +33,8 @@ pub enum Mode {
     FailsLater,
     /// Takes and answers nothing until the mode changes.
     Holds,
+    /// A mistake of its own.
+    Panics,
 }
 
 /// A log in memory.
@@ -94,6 +96,7 @@ impl Log for TestLog {
     ) -> Result<Acknowledgement, LogError> {
         self.asked.send_modify(|asked| *asked += 1);
         let mut mode = self.mode.subscribe();
+        assert_ne!(*mode.borrow(), Mode::Panics);
         let stopped = LogError::Stopped("the disk is full".into());
         if *mode.borrow() == Mode::Fails {
             return Err(stopped);
