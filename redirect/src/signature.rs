@@ -46,6 +46,8 @@ impl fmt::Debug for Keys {
 pub enum KeyError {
     #[error("key id {0:?} is not valid: 1 to 32 of the characters A-Z a-z 0-9 _ -")]
     Id(String),
+    #[error("key id {0:?} is given twice: one key for each id")]
+    Twice(String),
     /// The key itself must not stand in a message.
     #[error("key {id:?} has {bytes} bytes, and must have at least {KEY_BYTES_MIN}")]
     Short { id: String, bytes: usize },
@@ -71,7 +73,9 @@ impl Keys {
             if key.len() < KEY_BYTES_MIN {
                 return Err(KeyError::Short { id: id.into(), bytes: key.len() });
             }
-            checked.insert(id.into(), keyed(key));
+            if checked.insert(id.to_owned(), keyed(key)).is_some() {
+                return Err(KeyError::Twice(id.into()));
+            }
         }
         Ok(Keys { keys: checked, longest })
     }
@@ -221,6 +225,8 @@ mod tests {
         check("k1", b"short", r#"key "k1" has 5 bytes, and must have at least 32"#);
         check("", KEY, r#"key id "" is not valid: 1 to 32 of the characters A-Z a-z 0-9 _ -"#);
         check("a b", KEY, r#"key id "a b" is not valid: 1 to 32 of the characters A-Z a-z 0-9 _ -"#);
+        let twice = Keys::new([("k1", KEY), ("k2", KEY), ("k1", &[7; 32][..])], HOUR).unwrap_err().to_string();
+        assert_eq!(twice, r#"key id "k1" is given twice: one key for each id"#);
         let keys = Keys::new([("k1", KEY)], HOUR).unwrap();
         keys.check_horizon(HOUR, HOUR * 3).unwrap();
         assert!(keys.check_horizon(HOUR * 2, HOUR * 3).is_err(), "a minute is missing");
@@ -246,6 +252,32 @@ mod tests {
             };
             let signed = Signed { impression_id, ad_id, campaign_id, publisher_id, expires: expires.parse().unwrap() };
             assert_eq!(sign(key.as_bytes(), &signed).unwrap(), signature, "{row:?}");
+        }
+    }
+
+    /// The recipes for a shell as they stand, where the machine has what they take.
+    #[test]
+    fn the_recipes_for_a_shell_make_the_same_signature() {
+        for program in ["openssl", "python3"] {
+            if !services::found(program) {
+                return services::skip(program, "not in PATH").unwrap_or_default();
+            }
+        }
+        let recipe = include_str!("../../docs/signed-urls.md");
+        let scripts: Vec<&str> =
+            recipe.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert_eq!(scripts.len(), 2);
+        let dir = tempfile::tempdir().unwrap();
+        let key_file = dir.path().join("k1.key");
+        std::fs::write(&key_file, KEY).unwrap();
+        for script in scripts {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-euc", script]).env("key_file", &key_file).env("key", str::from_utf8(KEY).unwrap());
+            let values = [("impression", "imp_1"), ("ad", "ad_9"), ("campaign", "cmp_7"), ("publisher", "")];
+            let output = shell.envs(values).env("exp", NOON.to_string()).output().unwrap();
+            let printed = String::from_utf8(output.stdout).unwrap();
+            let expected = sign(KEY, &signed()).unwrap();
+            assert_eq!(printed, format!("{expected}\n"), "{}", String::from_utf8_lossy(&output.stderr));
         }
     }
 
