@@ -40,7 +40,7 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Names the click in every answer to one.
 const X_CLICK_ID: HeaderName = HeaderName::from_static("x-click-id");
-/// What the lack of keys means, as `/readyz` says it.
+/// What the lack of keys means, as the operators' `/readyz` says it.
 const UNSIGNED: &str = "no keys are configured: every well-formed click counts";
 
 /// The redirect. Clones are the same service.
@@ -177,6 +177,19 @@ impl Service {
             None if self.0.appender.is_failing() => Err("the last append failed".into()),
             None => Ok(()),
         }
+    }
+
+    /// What operators may know beside that: which keys there are, and which files were refused.
+    pub fn details(&self) -> serde_json::Value {
+        let Parts { keys, catalog, blocks, countries, .. } = &*self.0;
+        let signatures = if keys.is_empty() { UNSIGNED.to_string() } else { format!("needed; keys: {}", keys.ids()) };
+        let countries = countries.as_ref().and_then(|countries| countries.refused());
+        let refused: serde_json::Map<_, _> =
+            [("catalog", catalog.refused()), ("block rules", blocks.refused()), ("country file", countries)]
+                .into_iter()
+                .filter_map(|(file, why)| Some((file.to_owned(), why?.into())))
+                .collect();
+        serde_json::json!({ "signatures": signatures, "refusedFiles": refused })
     }
 
     /// What the spool holds and did, if there is one.
@@ -374,18 +387,10 @@ async fn readyz(State(service): State<Service>, method: Method) -> Response {
     if let Some(refused) = reads(&service, &method) {
         return refused;
     }
-    let ready = service.ready();
-    let status = if ready.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let Parts { keys, catalog, blocks, countries, .. } = &*service.0;
-    let signatures = if keys.is_empty() { UNSIGNED.to_string() } else { format!("needed; keys: {}", keys.ids()) };
-    // Which line of which file is the operator's to know, and in the log.
-    let countries = countries.as_ref().and_then(|countries| countries.refused().map(|_| "country file"));
-    let [catalog, blocks] = [catalog.refused().map(|_| "catalog"), blocks.refused().map(|_| "block rules")];
-    let refused: Vec<&str> = [catalog, blocks, countries].into_iter().flatten().collect();
-    let (ready, log) = (ready.is_ok(), ready.err().unwrap_or_else(|| "ok".into()));
-    let body =
-        Json(serde_json::json!({ "ready": ready, "log": log, "signatures": signatures, "refusedFiles": refused }));
-    (status, [(header::CACHE_CONTROL, NO_STORE)], body).into_response()
+    // Why not, and with which keys, is for operators: this port is the public's.
+    let ready = service.ready().is_ok();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, [(header::CACHE_CONTROL, NO_STORE)], Json(serde_json::json!({ "ready": ready }))).into_response()
 }
 
 /// Refuses methods that change something.

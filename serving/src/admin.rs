@@ -7,33 +7,48 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Whether a process can do its work now: `Ok`, or what keeps it from it.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// What else an operator wants to know beside that, as JSON.
+pub type Details = Arc<dyn Fn() -> Value + Send + Sync>;
+
 struct Admin {
     metrics: Metrics,
     ready: Ready,
+    details: Option<Details>,
 }
 
 /// `/healthz`, `/readyz` and `/metrics`.
 pub fn router(metrics: Metrics, ready: Ready) -> Router {
+    routes(Admin { metrics, ready, details: None })
+}
+
+/// The same with more on `/readyz`.
+pub fn router_with(metrics: Metrics, ready: Ready, details: Details) -> Router {
+    routes(Admin { metrics, ready, details: Some(details) })
+}
+
+fn routes(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(scrape))
-        .with_state(Arc::new(Admin { metrics, ready }))
+        .with_state(Arc::new(admin))
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    match (admin.ready)() {
-        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
-        Err(why) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "not ready", "why": why }))).into_response()
-        }
+    let (status, mut said) = match (admin.ready)() {
+        Ok(()) => (StatusCode::OK, json!({ "status": "ready" })),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "not ready", "why": why })),
+    };
+    if let Some(details) = &admin.details {
+        said["details"] = details();
     }
+    (status, Json(said)).into_response()
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> Response {
