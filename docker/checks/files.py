@@ -1,9 +1,11 @@
 """compose.yaml, the Dockerfile and nginx.conf against each other and against what they name."""
+import http.client
 import ipaddress
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 
@@ -208,7 +210,36 @@ def nginx(compose: Compose, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "nginx.conf"
         path.write_text(on_loopback(text, Path(folder), {}))
-        report.run([program, "-t", "-q", "-c", str(path)], "nginx.conf")
+        if report.run([program, "-t", "-q", "-c", str(path)], "nginx.conf"):
+            tells_no_address(program, text, Path(folder), report)
+
+
+def tells_no_address(program: str, text: str, folder: Path, report: Report) -> None:
+    """What nginx writes about a request whose redirects are all gone: not who made it."""
+    from .machine import free_port  # which takes on_loopback from here
+
+    mine = {port: f"127.0.0.1:{free_port()}" for port in re.findall(r"listen (?:127\.0\.0\.1:)?(\d+);", text)}
+    gone = {f"{host}:{port}": f"127.0.0.1:{free_port()}" for host, port in UPSTREAM.findall(text)}
+    path = folder / "running.conf"
+    path.write_text(on_loopback(text, folder, mine | gone))
+    process = subprocess.Popen([program, "-c", str(path), "-g", "daemon off;"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        status, until = 0, time.monotonic() + 30
+        while not status and time.monotonic() < until:
+            connection = http.client.HTTPConnection(mine["8080"], timeout=30)
+            try:
+                connection.request("GET", "/api/v1/click/imp_1?ad_id=ad_9")
+                status = connection.getresponse().status
+            except OSError:
+                time.sleep(0.1)
+            finally:
+                connection.close()
+        report.expect(status == 502, f"nginx.conf: without a redirect a click is answered {status}, not 502")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+    said = (folder / "error.log").read_text()
+    report.expect("client:" not in said, f"nginx.conf: the address of a client is written: {said[:500]}")
 
 
 def on_loopback(text: str, folder: Path, taken: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 const CLICK: &str = "/api/v1/click/imp_1?ad_id=ad_9";
 const LONG: Duration = Duration::from_secs(60);
@@ -81,7 +81,10 @@ async fn clients_leave_open_files_to_the_log() {
     assert!(open() < FILES / 2, "{}", open());
     // Also for operators, and for those who came first.
     let ready = tokio::time::timeout(LONG, Process::asked(process.admin, "/readyz", "")).await.expect("it answers");
-    assert_eq!(ready.unwrap().status, 200);
+    let ready = ready.unwrap();
+    assert_eq!(ready.status, 200);
+    // Here, and not on the public's port, is what operators may know.
+    assert!(ready.body.contains("no keys are configured: every well-formed click counts"), "{}", ready.body);
     let first = &mut connections[0];
     first.write_all(format!("GET {CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();
@@ -146,4 +149,39 @@ async fn a_start_is_refused_when_signatures_outlive_the_dedup_horizon_whatever_t
     let printed = std::fs::read_to_string(&out).unwrap();
     assert!(ended.is_some_and(|status| status.code() == Some(1)), "{printed}");
     assert!(printed.contains("signatures.longest"), "{printed}");
+}
+
+/// Where a browser is stands in the log as a keyed hash only, so it is not in what operators read either.
+#[tokio::test]
+async fn no_line_of_the_process_has_the_address_of_a_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = [("TALLY_LOG", "trace"), ("TALLY_REDIRECT_TRUSTED_PROXIES", "[\"127.0.0.0/8\"]")];
+    let process = Process::start(dir.path(), "", &more);
+    let port = process.server.port;
+    let forwarded = "X-Forwarded-For: 203.0.113.77\r\nX-Country: Nowhere\r\n";
+    for (target, lines, status) in [
+        (CLICK, forwarded, 302),
+        (CLICK, "X-Forwarded-For: 203.0.113.77, nonsense\r\nPurpose: prefetch\r\n", 503),
+        ("/api/v1/click/imp_1?ad_id=nobody", forwarded, 404),
+        ("/nowhere", forwarded, 404),
+        ("/readyz", forwarded, 200),
+    ] {
+        assert_eq!(Process::asked(port, target, lines).await.unwrap().status, status, "{target}");
+    }
+    // Another address than the one that it listens on, and what is not HTTP, cut off at once, or left halfway.
+    for bytes in
+        [&b"nonsense\r\n\r\n"[..], b"\x16\x03\x01", b"", b"GET / HTTP/1.1\r\nX-Forwarded-For: 203.0.113.77\r\n"]
+    {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.77:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(format!("127.0.0.1:{port}").parse().unwrap()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    }
+    process.server.signal("TERM");
+    assert!(process.server.wait(LONG).success());
+    let printed = std::fs::read_to_string(dir.path().join("out")).unwrap();
+    assert!(printed.contains("DEBUG") && printed.contains("connection ended"), "it says what it can: {printed}");
+    assert!(!printed.contains("203.0.113") && !printed.contains("127.0.0.77"), "{printed}");
 }
