@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Answers clicks on ads: a 302 to the ad's page, once the click is durable in the log.
 #[derive(Parser)]
-#[command(name = "tally-redirect", version, about, after_help = AFTER_HELP)]
+#[command(name = "tally-redirect", version, about, after_help = format!("{AFTER_HELP}\n\n{}", process::LOGGING))]
 struct Cli {
     /// Configuration file; docker/redirect.toml in the repository says every key and its default
     #[arg(long, env = "TALLY_CONFIG")]

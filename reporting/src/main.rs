@@ -22,7 +22,7 @@ of a table TALLY_REPORTING_CLICKHOUSE__URL.";
 
 /// Answers reports over HTTP, and serves the dashboard that reads them.
 #[derive(Parser)]
-#[command(name = "tally-reporting", version, about, after_help = AFTER_HELP)]
+#[command(name = "tally-reporting", version, about, after_help = format!("{AFTER_HELP}\n\n{}", process::LOGGING))]
 struct Cli {
     /// Configuration file; docker/reporting.toml in the repository says every key and its default
     #[arg(long, env = "TALLY_CONFIG")]

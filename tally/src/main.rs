@@ -122,7 +122,7 @@ impl Up {
 
 /// What all processes of a cluster take.
 #[derive(Args)]
-#[command(after_help = CLUSTER_HELP)]
+#[command(after_help = format!("{CLUSTER_HELP}\n\n{}", serving::process::LOGGING))]
 struct Cluster {
     /// Configuration file; docker/cluster.toml in the repository says every key and its default
     #[arg(long, env = "TALLY_CONFIG")]

@@ -38,7 +38,7 @@ pub struct ClusterBench {
     #[arg(long, default_value = "3m", value_parser = humantime::parse_duration)]
     time: Duration,
     /// Connections, spread over the redirects
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 192, value_parser = clap::value_parser!(u32).range(1..=4096))]
     connections: u32,
     /// The ad that is clicked, and its campaign
     #[arg(long, default_value = "ad_9", requires = "campaign")]
@@ -49,6 +49,11 @@ pub struct ClusterBench {
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     wait: Duration,
 }
+
+/// Of the rate that is asked for, the part that has to be answered.
+const RATE_LEAST: f64 = 0.99;
+/// How long 99 of 100 clicks may take to the reports.
+const AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What was sent, and what came back.
 #[derive(Default)]
@@ -145,6 +150,12 @@ impl ClusterBench {
             bail!("{answered} clicks were answered and {reported} are reported");
         }
         say("exact");
+        let rate = answered as f64 / seconds;
+        let (least, longest) = (f64::from(self.rate) * RATE_LEAST, age(0.99));
+        ensure!(
+            rate >= least && longest < AGE_MAX,
+            "not reached: {least:.0} clicks a second, reported within {AGE_MAX:?}"
+        );
         Ok(())
     }
 

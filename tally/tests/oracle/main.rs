@@ -144,8 +144,8 @@ async fn run(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
     let clock = Arc::new(ManualClock::new(Millis::new(T0)));
     let catalog = redirect::Catalog::parse("catalog/sample.csv", SAMPLE_CATALOG).unwrap();
-    let browsers = Browsers::new(&catalog).unwrap();
-    let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS);
+    let browsers = Browsers::new(&catalog, false).unwrap();
+    let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS, false);
     let mut system = System::start(dir.path(), clock.clone()).await;
     let deaths: Vec<i64> = (0..3).map(|_| rng.random_range(1..OVER_MS / STEP_MS)).collect();
     let looks: Vec<i64> = (0..5).map(|_| rng.random_range(1..OVER_MS / STEP_MS)).collect();
