@@ -279,6 +279,8 @@ async fn a_log_that_fails_means_503() {
             answer.problem();
             answer.click_id();
         }
+        // It asks for nothing that the log would have to take.
+        assert_eq!(app.send("HEAD", CLICK, "").await.status, 302);
         assert_eq!(app.service.counters(), Counters { failures: 3, ..Counters::default() });
         let ready = app.get("/readyz").await;
         assert_eq!((ready.status, &*ready.body), (503, r#"{"ready":false}"#));

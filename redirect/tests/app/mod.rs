@@ -1,5 +1,7 @@
 //! A redirect that runs, a log in memory that does what a test wants, and a client that sends any bytes.
 
+pub mod mmdb;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use click::{Event, LogId, ManualClock, Millis, Offset, Offsets, Partition};

@@ -112,6 +112,88 @@ async fn a_client_that_takes_its_time_holds_up_nobody_and_is_hung_up_on() {
     assert_eq!(app.log.clicks().len(), 2);
 }
 
+#[tokio::test]
+async fn a_connection_that_is_idle_after_an_answer_is_closed() {
+    let settings = Settings { head_wait: Duration::from_millis(300), ..Settings::default() };
+    let app = TestApp::with_all(TestLog::new(), settings, no_rules()).await;
+    let mut stream = sent(&app, &format!("GET {CLICK} HTTP/1.1\r\nHost: t\r\n\r\n")).await;
+    let mut text = String::new();
+    // Ends with the connection, which the client leaves open.
+    tokio::time::timeout(LONG, stream.read_to_string(&mut text)).await.expect("the service hangs up").unwrap();
+    assert!(text.starts_with("HTTP/1.1 302"), "{text}");
+    assert_eq!(text.matches("HTTP/1.1").count(), 1, "{text}");
+}
+
+#[tokio::test]
+async fn old_and_odd_forms_of_a_request_are_clicks_too() {
+    let app = TestApp::start().await;
+    for (request, version) in [
+        (format!("GET {CLICK} HTTP/1.0\r\n\r\n"), "HTTP/1.0"),
+        (format!("GET http://t{CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"), "HTTP/1.1"),
+        (format!("GET http://evil.example{CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"), "HTTP/1.1"),
+        (format!("GET {CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello"), "HTTP/1.1"),
+    ] {
+        let before = app.log.clicks().len();
+        let mut stream = sent(&app, &request).await;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        assert!(text.starts_with(&format!("{version} 302")), "{request:?}: {text}");
+        assert!(text.contains("location: https://shop.example/ad_9?"), "{request:?}: {text}");
+        assert_eq!(app.log.clicks().len(), before + 1, "{request:?}");
+    }
+    for method in ["GET", "HEAD", "POST"] {
+        let before = app.log.clicks().len();
+        assert_eq!(app.send(method, CLICK, "Content-Length: 65537\r\n").await.status, 413, "{method}");
+        assert_eq!(app.log.clicks().len(), before);
+    }
+}
+
+/// A proxy that goes by the other of the two sees another request behind this one. So the chunks count, and whatever comes
+/// behind them is not answered (RFC 9112, section 6.1).
+#[tokio::test]
+async fn a_body_of_two_lengths_is_the_last_of_its_connection() {
+    let app = TestApp::start().await;
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let length = "Content-Length: 3\r\n";
+    let mut recorded = 0;
+    let (both, first) = (["204 No Content", "302 Found"], ["204 No Content"]);
+    for (lines, expected) in [
+        (chunked.to_string(), &both[..]),
+        (format!("{chunked}{length}"), &first),
+        (format!("{length}{chunked}"), &first),
+    ] {
+        let post = format!("POST {CLICK} HTTP/1.1\r\nHost: t\r\n{lines}\r\n5\r\nabcde\r\n0\r\n\r\n");
+        let get = format!("GET {CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+        let mut stream = sent(&app, &format!("{post}{get}")).await;
+        let mut bytes = Vec::new();
+        // What was not read resets the connection.
+        let _ = stream.read_to_end(&mut bytes).await;
+        let text = String::from_utf8(bytes).unwrap();
+        let statuses: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 ")).collect();
+        assert_eq!(statuses, expected, "{lines:?}");
+        recorded += statuses.len();
+        assert_eq!(app.log.clicks().len(), recorded, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_asks_before_it_sends_its_body_is_told_to() {
+    let app = TestApp::start().await;
+    let head = |length| {
+        format!(
+            "POST {CLICK} HTTP/1.1\r\nHost: t\r\nConnection: close\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n"
+        )
+    };
+    let mut stream = sent(&app, &head(3)).await;
+    let mut told = [0; 25];
+    tokio::time::timeout(LONG, stream.read_exact(&mut told)).await.expect("it is told").unwrap();
+    assert_eq!(&told, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"abc").await.unwrap();
+    assert_eq!(Answer::read(stream).await.status, 204);
+    assert_eq!(Answer::read(sent(&app, &head(65_537)).await).await.status, 413, "without its being sent");
+    assert_eq!(app.log.clicks().len(), 1);
+}
+
 /// hyper has no bound for it: see `serving`'s connections.
 #[tokio::test]
 async fn a_client_that_reads_no_answer_is_hung_up_on() {

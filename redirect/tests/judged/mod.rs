@@ -1,8 +1,10 @@
 //! What the redirect alone can know: signatures, blocked networks and headers, countries, an ad that is over.
 
-use crate::app::{NOON, TestApp, TestLog, no_rules};
+use crate::app::mmdb::sample;
+use crate::app::{NOON, TestApp, TestLog, eventually, no_rules};
 use click::{InvalidReason, Millis};
 use redirect::block::Blocks;
+use redirect::country::Countries;
 use redirect::reload::Reloaded;
 use redirect::signature::{Keys, Signed, sign};
 use redirect::{Settings, With};
@@ -108,6 +110,121 @@ async fn an_address_is_in_neither_the_log_nor_an_answer() {
     let (_, record) = app.log.click_texts().pop().unwrap();
     for text in [record, format!("{answer:?}")] {
         assert!(!text.contains("203.0.113") && !text.contains("127.0.0.1"), "{text}");
+    }
+}
+
+const LINES: &str = "ad_id,campaign_id,publisher_id,advertiser_id,landing_page,state,parameters,fallback_page
+live,cmp_7,pub_4,adv_1,https://shop.example/live?own=1#top,active,gclid utm_* own,https://shop.example/later
+paused,cmp_7,pub_4,adv_1,https://shop.example/paused,paused,gclid,https://shop.example/instead?of={ad_id}
+over,cmp_7,pub_4,adv_1,https://shop.example/over,ended,,https://shop.example/instead
+alone,cmp_7,pub_4,adv_1,https://shop.example/alone,paused,,
+";
+
+#[tokio::test]
+async fn pages_have_a_fallback_and_the_parameters_that_the_ad_lets_through() {
+    let catalog = Reloaded::fixed("catalog", redirect::Catalog::parse("test", LINES).unwrap());
+    let app = TestApp::with_catalog(TestLog::new(), catalog).await;
+    let inactive = Some(InvalidReason::Inactive);
+    for (query, page, reason) in [
+        ("ad_id=live", "https://shop.example/live?own=1#top", None),
+        (
+            "ad_id=live&gclid=a%20b&x=1&utm_source=n",
+            "https://shop.example/live?own=1&gclid=a%20b&utm_source=n#top",
+            None,
+        ),
+        ("ad_id=live&own=2&GCLID=1", "https://shop.example/live?own=1#top", None),
+        ("ad_id=live&gclid=1;next=//evil", "https://shop.example/live?own=1&gclid=1%3Bnext=//evil#top", None),
+        ("ad_id=paused", "https://shop.example/instead?of=paused", inactive),
+        ("ad_id=paused&gclid=1&utm_a=2", "https://shop.example/instead?of=paused&gclid=1", inactive),
+        ("ad_id=over&gclid=1", "https://shop.example/instead", inactive),
+        ("ad_id=alone", "https://shop.example/alone", inactive),
+    ] {
+        let answer = app.get(&format!("/api/v1/click/i?{query}")).await;
+        assert_eq!((answer.status, answer.header("location")), (302, Some(page)), "{query}");
+        assert_eq!(app.log.clicks().last().unwrap().invalid_reason, reason, "{query}");
+    }
+}
+
+/// Puts a file in place at once, as an operator should.
+fn replace(path: &std::path::Path, bytes: &[u8]) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, bytes).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+/// Clicks until something is so, for as long as a busy machine may need.
+async fn clicked_until(app: &TestApp, lines: &str, is_so: impl Fn(&click::Click) -> bool) {
+    for _ in 0..600 {
+        assert_eq!(app.send("GET", "/api/v1/click/i?ad_id=ad_9", lines).await.status, 302);
+        if is_so(app.log.clicks().last().unwrap()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("never so, after {lines:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_countries_wins_over_the_header_and_is_loaded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("countries.mmdb");
+    replace(&path, &sample("DE"));
+    let countries = Countries::follow(Some(&path)).unwrap();
+    let settings = Settings { country_header: Some("x-country".parse().unwrap()), ..proxied() };
+    let app = TestApp::with_all(TestLog::new(), settings, With { countries, ..no_rules() }).await;
+    let known = "X-Forwarded-For: 192.0.2.9\r\nX-Country: JP\r\n";
+    for (lines, expected) in [
+        (known, "DE"),
+        ("X-Forwarded-For: 192.0.2.9\r\n", "DE"),
+        ("X-Forwarded-For: 2001:db8::7\r\nX-Country: JP\r\n", "FR"),
+        ("X-Forwarded-For: 203.0.113.9\r\nX-Country: JP\r\n", "JP"),
+        ("X-Forwarded-For: 203.0.113.9\r\n", "ZZ"),
+    ] {
+        app.send("GET", "/api/v1/click/i?ad_id=ad_9", lines).await;
+        assert_eq!(app.log.clicks().last().unwrap().country.as_str(), expected, "{lines}");
+    }
+    replace(&path, &sample("AT"));
+    clicked_until(&app, known, |click| click.country.as_str() == "AT").await;
+    // Half a file is refused, and the old one goes on.
+    replace(&path, &sample("CH")[..100]);
+    eventually("it is refused", || app.service.reload_refusals() == 1).await;
+    clicked_until(&app, known, |click| click.country.as_str() == "AT").await;
+}
+
+#[tokio::test]
+async fn block_rules_are_loaded_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("block.rules");
+    replace(&path, b"header X-Scanner\n");
+    let blocks = Blocks::follow(Some(&path)).unwrap();
+    let app = TestApp::with_all(TestLog::new(), proxied(), With { blocks, ..no_rules() }).await;
+    let [one, other] = ["X-Scanner: 1\r\n", "X-Forwarded-For: 203.0.113.9\r\n"];
+    let blocked = |click: &click::Click| click.invalid_reason == Some(InvalidReason::Blocked);
+    clicked_until(&app, one, blocked).await;
+    clicked_until(&app, other, |click| !blocked(click)).await;
+    replace(&path, b"net 203.0.113.0/24\n");
+    clicked_until(&app, other, blocked).await;
+    clicked_until(&app, one, |click| !blocked(click)).await;
+    replace(&path, b"net 203.0.113.0/24\nheader User-Agent # all\n");
+    eventually("it is refused", || app.service.reload_refusals() == 1).await;
+    clicked_until(&app, other, blocked).await;
+    clicked_until(&app, one, |click| !blocked(click)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_writes_forwarded_speaks_for_a_client_in_no_other_header() {
+    let settings = Settings { forwarded_header: "forwarded".parse().unwrap(), ..proxied() };
+    let app = TestApp::with_all(TestLog::new(), settings, no_rules()).await;
+    // The hash is that of 203.0.113.7, computed with openssl.
+    let expected = "a4f688aded296ff1784e73c641a99404";
+    for (lines, is_it) in [
+        ("Forwarded: for=203.0.113.7;proto=https\r\n", true),
+        ("Forwarded: for=9.9.9.9, For=\"203.0.113.7:4711\"\r\nX-Forwarded-For: 9.9.9.9\r\n", true),
+        ("X-Forwarded-For: 203.0.113.7\r\n", false),
+        ("Forwarded: for=_hidden\r\n", false),
+    ] {
+        assert_eq!(app.send("GET", "/api/v1/click/i?ad_id=ad_9", lines).await.status, 302);
+        assert_eq!(&*app.log.clicks().last().unwrap().ip_hash == expected, is_it, "{lines}");
     }
 }
 
