@@ -6,9 +6,8 @@
 //! * [`partitioner`]: which partition a key belongs to, the same on every backend and for ever
 //! * [`local`]: the backend for one machine
 //! * [`kafka`]: the backend for a cluster
-//! * [`durable`]: files that are on disk when a call returns; [`checked`], small ones with a checksum
+//! * [`durable`]: files that are on disk when a call returns
 
-pub mod checked;
 pub mod durable;
 pub mod kafka;
 pub mod local;

@@ -150,29 +150,14 @@ impl LocalLog {
     /// Removes records that were appended before `before`: whole segments, so that some of them stay. How many segments
     /// there were. A consumer that has yet to read one of them gets [`LogError::OutOfRange`].
     pub async fn retain(&self, topic: &str, before: Millis) -> Result<usize, LogError> {
-        self.remove(topic, move |end| end.time < before).await
-    }
-
-    /// The same for records before these offsets, by partition; all of a partition that is not named stay.
-    pub async fn retain_from(&self, topic: &str, offsets: Offsets) -> Result<usize, LogError> {
-        let is_over = move |end: &Place| (0..).zip(&end.next).all(|(partition, next)| *next <= offsets.get(partition));
-        self.remove(topic, is_over).await
-    }
-
-    async fn remove(&self, topic: &str, is_over: impl Fn(&Place) -> bool + Send + 'static) -> Result<usize, LogError> {
         let topic = self.0.find(topic).ok_or_else(|| LogError::UnknownTopic(topic.to_owned()))?;
         let inner = self.0.clone();
         blocking(move || {
             // The folder stays locked until this is done, even if the log is dropped meanwhile.
             let _inner = inner;
-            topic.retain(is_over)
+            topic.retain(before)
         })
         .await
-    }
-
-    /// Bytes that the topic has on disk, but for a few.
-    pub fn bytes(&self, topic: &Topic) -> Result<u64, LogError> {
-        Ok(self.open_topic(topic)?.bytes())
     }
 
     /// How many groups were committed to the topic in its life, counting each start and end of a segment as one: with

@@ -21,23 +21,22 @@ use click::{Clock, Millis, Offset, Offsets, Partition};
 use faults::Point;
 use queue::Queue;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tally_log::checked::{self, CheckedError};
 use tally_log::local::{LocalLog, Settings as LogSettings};
 use tally_log::{Log, LogError, Topic, durable};
 use tokio::sync::Notify;
 
+/// Small, so that what was sent leaves the disk soon.
+const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 const TOPIC: &str = "clicks";
 const SENT: &str = "sent";
 /// How long a click waits for this disk. It is the last one that is asked.
 const APPEND_WAIT: Duration = Duration::from_secs(1);
 /// How often a spool that failed is opened again.
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
-/// The spool's files may take so many times `bytes_max`: what was sent lies between what waits, and leaves with its file.
-const DISK_PARTS_MAX: u64 = 2;
 /// From here on it is said that the spool fills up, in parts of a hundred.
 const NEARLY_FULL: u64 = 90;
 
@@ -47,30 +46,16 @@ const NEARLY_FULL: u64 = 90;
 pub struct SpoolSettings {
     /// Its folder, of one redirect alone.
     pub dir: PathBuf,
-    /// Bytes of clicks that may wait. One more is not taken. On disk it is up to twice as many and a file.
+    /// Bytes of clicks that may wait. One more is not taken.
     pub bytes_max: u64,
     /// Clicks that wait for longer are kept aside and not sent: their impression's claim may be over.
     #[serde(deserialize_with = "serving::config::duration")]
     pub age_max: Duration,
-    /// Bytes of one of its files. What was sent leaves the disk by whole files. At least one.
-    pub segment_bytes_max: u64,
-}
-
-impl SpoolSettings {
-    /// Bytes that its files may take.
-    fn on_disk_max(&self) -> u64 {
-        self.bytes_max.saturating_mul(DISK_PARTS_MAX).saturating_add(self.segment_bytes_max)
-    }
 }
 
 impl Default for SpoolSettings {
     fn default() -> Self {
-        SpoolSettings {
-            dir: "data/spool".into(),
-            bytes_max: 256 << 20,
-            age_max: Duration::from_secs(3_600),
-            segment_bytes_max: 8 << 20,
-        }
+        SpoolSettings { dir: "data/spool".into(), bytes_max: 256 << 20, age_max: Duration::from_secs(3_600) }
     }
 }
 
@@ -79,8 +64,6 @@ impl Default for SpoolSettings {
 pub enum SpoolError {
     #[error("the spool is full: {0} bytes wait")]
     Full(u64),
-    #[error("the spool's files are full: {0} bytes, of clicks that wait and of those between them, which were sent")]
-    FilesFull(u64),
     #[error("the spool cannot be written: {0}")]
     Unusable(String),
     #[error(transparent)]
@@ -89,8 +72,6 @@ pub enum SpoolError {
     File(#[from] durable::FileError),
     #[error("the spool's disk did not answer within {0:?}")]
     TimedOut(Duration),
-    #[error("the log did not acknowledge a click within {0:?}")]
-    Unacknowledged(Duration),
     #[error("{} is damaged: {what}", .file.display())]
     Damaged { file: PathBuf, what: String },
 }
@@ -134,8 +115,6 @@ struct Shared {
     aside: Aside,
     /// What the file `sent` says, as far as this process wrote it.
     sent: Mutex<Vec<Offset>>,
-    /// Bytes of the files when they were last looked at.
-    on_disk: AtomicU64,
     /// Somebody put something in, or took something out.
     changed: Notify,
     spooled: AtomicU64,
@@ -148,12 +127,6 @@ struct Open {
     dir: PathBuf,
     log: Arc<LocalLog>,
     topic: Topic,
-}
-
-impl Open {
-    fn sent(&self) -> PathBuf {
-        self.dir.with_file_name(SENT)
-    }
 }
 
 /// The file `sent`.
@@ -176,18 +149,17 @@ impl Spool {
         clock: Arc<dyn Clock>,
     ) -> Result<Spool, SpoolError> {
         durable::create_dir_all(&settings.dir)?;
-        let open = open_log(&settings, partitions, clock.clone()).await?;
+        let open = open_log(&settings.dir, partitions, clock.clone()).await?;
         if open.topic.partitions != partitions {
             let what =
                 format!("it is for a topic of {} partitions, and the clicks have {partitions}", open.topic.partitions);
             return Err(SpoolError::Damaged { file: settings.dir, what });
         }
-        let next = read_sent(&open)?;
+        let next = read_sent(&settings.dir, &open.topic)?;
         let mut queues = Vec::new();
         for (partition, next) in (0..partitions).zip(next) {
             queues.push(Queue::read(&open, partition, next).await?);
         }
-        let on_disk = open.log.bytes(&open.topic)?;
         let aside = Aside::open(&settings.dir.join("aside"))?;
         let waiting: usize = queues.iter().map(Queue::len).sum();
         if waiting > 0 {
@@ -200,7 +172,6 @@ impl Spool {
             queues: Mutex::new(queues),
             aside,
             sent: Mutex::default(),
-            on_disk: AtomicU64::new(on_disk),
             changed: Notify::new(),
             spooled: AtomicU64::new(0),
             sent_again: AtomicU64::new(0),
@@ -262,10 +233,6 @@ impl Spool {
         if bytes >= bytes_max / 100 * NEARLY_FULL {
             return Err(format!("the spool is nearly full: {bytes} of {bytes_max} bytes wait"));
         }
-        let (on_disk, on_disk_max) = (self.0.on_disk.load(Ordering::Relaxed), self.0.settings.on_disk_max());
-        if on_disk >= on_disk_max / 100 * NEARLY_FULL {
-            return Err(format!("the spool's files are nearly full: {on_disk} of {on_disk_max} bytes"));
-        }
         Ok(())
     }
 
@@ -316,8 +283,8 @@ impl Spool {
         }
     }
 
-    /// Opens a spool that failed, if it is time to. What is found there that nobody knows of was not answered by it; it is
-    /// sent after the next start, unless `sent` is past it by then.
+    /// Opens a spool that failed, if it is time to. What is found there that nobody knows of was not answered; it is sent
+    /// all the same, as it may be in the log all the same.
     async fn reopen(&self) {
         let due = match &*self.0.open.read().unwrap_or_else(PoisonError::into_inner) {
             Err((_, at)) => at.elapsed() >= REOPEN_EVERY,
@@ -327,7 +294,7 @@ impl Spool {
             return;
         }
         let partitions = self.queues().len() as Partition;
-        let opened = open_log(&self.0.settings, partitions, self.0.clock.clone()).await;
+        let opened = open_log(&self.0.settings.dir, partitions, self.0.clock.clone()).await;
         let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
         *open = match opened {
             Ok(opened) => {
@@ -338,32 +305,36 @@ impl Spool {
         };
     }
 
-    /// Writes down up to where everything was sent, and removes what lies before it. A click on its way in is at the end
-    /// or later, so this goes on while clicks come in.
+    /// Writes down up to where everything was sent, and removes what lies before it.
     async fn tidy(&self) -> Result<(), SpoolError> {
         let Ok(open) = self.current() else { return Ok(()) };
-        let next: Vec<Offset> = self.queues().iter().map(Queue::next).collect();
+        // While a click is on its way in, nobody knows its offset.
+        let (next, oldest): (Vec<Option<Offset>>, Option<Millis>) = {
+            let queues = self.queues();
+            (queues.iter().map(Queue::next).collect(), queues.iter().filter_map(Queue::oldest).min())
+        };
+        let Some(next) = next.into_iter().collect::<Option<Vec<Offset>>>() else { return Ok(()) };
         // Nothing was sent since the last look: the disk is left alone.
-        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) != next {
-            let sent = Sent { log_id: open.topic.log_id, next: next.clone() };
-            let path = open.sent();
-            let written = tokio::task::spawn_blocking(move || checked::write(&path, &sent)).await;
-            written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
-            self.0.sent.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&next);
-            // Dies the process here, the files stay until the next process sends something.
-            if open.log.retain_from(TOPIC, (0..).zip(next).collect()).await? > 0 {
-                faults::at(Point::SpoolRemoved);
-            }
+        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) == next {
+            return Ok(());
         }
-        self.0.on_disk.store(open.log.bytes(&open.topic)?, Ordering::Relaxed);
+        let sent = Sent { log_id: open.topic.log_id, next: next.clone() };
+        let path = self.0.settings.dir.join(SENT);
+        let json = serde_json::to_vec(&sent).expect("numbers and an id, which JSON can hold");
+        let before = oldest.unwrap_or_else(|| self.0.clock.now());
+        let written = tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await;
+        written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
+        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if open.log.retain(TOPIC, before).await? > 0 {
+            faults::at(Point::SpoolRemoved);
+        }
         Ok(())
     }
 }
 
-async fn open_log(settings: &SpoolSettings, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
-    let dir = settings.dir.join("log");
-    let segment_bytes_max = settings.segment_bytes_max;
-    let settings = LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max };
+async fn open_log(dir: &Path, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
+    let dir = dir.join("log");
+    let settings = LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: SEGMENT_BYTES_MAX };
     let at = dir.clone();
     let opened = tokio::task::spawn_blocking(move || LocalLog::open(&at, settings, clock)).await;
     let (log, repairs) = opened.unwrap_or_else(|_| Err(LogError::Stopped("its opening panicked".into())))?;
@@ -376,16 +347,14 @@ async fn open_log(settings: &SpoolSettings, partitions: Partition, clock: Arc<dy
 }
 
 /// By partition the first offset that may have to be sent.
-fn read_sent(open: &Open) -> Result<Vec<Offset>, SpoolError> {
-    let (file, topic) = (open.sent(), &open.topic);
+fn read_sent(dir: &Path, topic: &Topic) -> Result<Vec<Offset>, SpoolError> {
+    let file = dir.join(SENT);
     let from_the_beginning = vec![0; usize::try_from(topic.partitions).unwrap_or(0)];
     if !file.exists() {
         return Ok(from_the_beginning);
     }
-    let sent: Sent = checked::read(&file).map_err(|error| match error {
-        CheckedError::File(error) => error.into(),
-        CheckedError::Damaged(what) => SpoolError::Damaged { file: file.clone(), what },
-    })?;
+    let sent: Sent = serde_json::from_slice(&durable::read(&file)?)
+        .map_err(|error| SpoolError::Damaged { file: file.clone(), what: error.to_string() })?;
     // Of a spool that was taken away, it says nothing about this one.
     if sent.log_id != topic.log_id {
         return Ok(from_the_beginning);
@@ -401,7 +370,6 @@ fn read_sent(open: &Open) -> Result<Vec<Offset>, SpoolError> {
 struct Entering<'s> {
     spool: &'s Spool,
     partition: Partition,
-    since: Offset,
     bytes: u64,
     entered: Option<(Offset, Millis)>,
 }
@@ -413,14 +381,11 @@ impl<'s> Entering<'s> {
         if held + bytes > spool.0.settings.bytes_max {
             return Err(SpoolError::Full(held));
         }
-        let on_disk = spool.0.on_disk.load(Ordering::Relaxed);
-        if on_disk > spool.0.settings.on_disk_max() {
-            return Err(SpoolError::FilesFull(on_disk));
+        if let Some(queue) = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at)) {
+            queue.enter(bytes);
         }
-        let queue = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at));
-        let since = queue.map_or(0, |queue| queue.enter(bytes));
         drop(queues);
-        Ok(Entering { spool, partition, since, bytes, entered: None })
+        Ok(Entering { spool, partition, bytes, entered: None })
     }
 
     fn entered(&mut self, offset: Offset, at: Millis) {
@@ -430,8 +395,8 @@ impl<'s> Entering<'s> {
 
 impl Drop for Entering<'_> {
     fn drop(&mut self) {
-        let (since, bytes, entered) = (self.since, self.bytes, self.entered);
-        self.spool.with(self.partition, |queue| queue.entered(since, bytes, entered));
+        let (bytes, entered) = (self.bytes, self.entered);
+        self.spool.with(self.partition, |queue| queue.entered(bytes, entered));
     }
 }
 

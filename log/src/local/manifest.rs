@@ -5,16 +5,17 @@
 //! old one is removed.
 
 use super::segment::damaged;
-use crate::checked::{self, CheckedError};
+use crate::durable;
 use crate::{LogError, Topic};
 use click::{LogId, Partition};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use xxhash_rust::xxh3::xxh3_64;
 
 const FILE: &str = "topic";
 const VERSION: u32 = 1;
 
-/// A file of [`checked`].
+/// One line of JSON, and a line with its checksum.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Manifest {
@@ -44,10 +45,13 @@ impl Manifest {
     pub fn read(dir: &Path) -> Result<Manifest, LogError> {
         let path = dir.join(FILE);
         let wrong = |what: String| damaged(&path, 0, what);
-        let manifest: Manifest = checked::read(&path).map_err(|error| match error {
-            CheckedError::File(error) => error.into(),
-            CheckedError::Damaged(what) => wrong(what),
-        })?;
+        let bytes = durable::read(&path)?;
+        let text = std::str::from_utf8(&bytes).unwrap_or_default();
+        let (json, sum) = text.split_once('\n').ok_or_else(|| wrong("it is not two lines of text".into()))?;
+        if sum.strip_suffix('\n') != Some(Self::sum(json).as_str()) {
+            return Err(wrong("its checksum is wrong".into()));
+        }
+        let manifest: Manifest = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
         if manifest.version != VERSION {
             return Err(wrong(format!("it is of version {}, not {VERSION}", manifest.version)));
         }
@@ -55,6 +59,12 @@ impl Manifest {
     }
 
     pub fn write(&self, dir: &Path) -> Result<(), LogError> {
-        Ok(checked::write(&dir.join(FILE), self)?)
+        let path = dir.join(FILE);
+        let json = serde_json::to_string(self).map_err(|error| LogError::io(&path, error.into()))?;
+        Ok(durable::write_aside(&path, format!("{json}\n{}\n", Self::sum(&json)).as_bytes())?)
+    }
+
+    fn sum(json: &str) -> String {
+        format!("{:016x}", xxh3_64(json.as_bytes()))
     }
 }

@@ -209,12 +209,12 @@ impl LocalTopic {
         }
     }
 
-    /// Removes the oldest segments, as long as `is_over` says so of their ends, but never the one that is written to. How many
-    /// there were.
-    pub fn retain(&self, is_over: impl Fn(&Place) -> bool) -> Result<usize, LogError> {
+    /// Removes the segments whose records were all appended before `before`, but never the one that is written to.
+    /// How many there were.
+    pub fn retain(&self, before: Millis) -> Result<usize, LogError> {
         let mut manifest = lock(&self.manifest);
         let over: Vec<Segment> = {
-            let over = |segment: &&Segment| segment.sealed.as_ref().is_some_and(&is_over);
+            let over = |segment: &&Segment| segment.sealed.as_ref().is_some_and(|end| end.time < before);
             self.segments().held.iter().take_while(over).cloned().collect()
         };
         let Some(last) = over.last() else { return Ok(0) };
@@ -230,12 +230,6 @@ impl LocalTopic {
             durable::remove_file(&segment.path)?;
         }
         Ok(over.len())
-    }
-
-    /// Bytes of its segments, about: ends of sealed ones are not counted, nor room after the last one's.
-    pub fn bytes(&self) -> u64 {
-        let sealed: u64 = self.segments().held.iter().filter_map(|segment| Some(segment.sealed.as_ref()?.at)).sum();
-        sealed + self.end.borrow().place.at
     }
 
     /// Opens the segment with this number to read; `None` if it is no longer held.

@@ -1,7 +1,7 @@
 //! Clicks that waited in a spool for too long: files of JSON lines, one click a line, that nothing sends by itself.
 //!
-//! A file is written as a whole and never changed; its last line is the checksum of all before it. What was done with its
-//! clicks, by `tally spool send`, is told by its move into the folder `settled`.
+//! A file is written as a whole and never changed. What was done with its clicks, by `tally spool send`, is told by its
+//! move into the folder `settled`.
 
 use bytes::Bytes;
 use click::{Click, Event, Millis, Partition};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tally_log::{checked, durable};
+use tally_log::durable;
 
 const SETTLED: &str = "settled";
 
@@ -25,20 +25,6 @@ pub struct Kept {
     pub event: Click,
 }
 
-/// The last line of a file.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Sum {
-    /// xxh3, in hex, of the lines before.
-    checksum: String,
-}
-
-impl Sum {
-    fn of(lines: &[u8]) -> Sum {
-        Sum { checksum: checked::checksum(lines) }
-    }
-}
-
 /// What can be wrong with a file of clicks that are kept aside.
 #[derive(Debug, thiserror::Error)]
 pub enum AsideError {
@@ -46,8 +32,6 @@ pub enum AsideError {
     File(#[from] durable::FileError),
     #[error("{} line {line}: {error}", .file.display())]
     Line { file: PathBuf, line: usize, error: serde_json::Error },
-    #[error("{} is damaged: it is not what the checksum in its last line is of", .0.display())]
-    Damaged(PathBuf),
 }
 
 /// The folder of them.
@@ -63,9 +47,7 @@ impl Aside {
         durable::remove_leftovers(dir)?;
         let mut records = 0;
         for file in files(dir)? {
-            let lines = durable::read(&file)?.iter().filter(|byte| **byte == b'\n').count() as u64;
-            // The last one is the checksum.
-            records += lines.saturating_sub(1);
+            records += durable::read(&file)?.iter().filter(|byte| **byte == b'\n').count() as u64;
         }
         if records > 0 {
             tracing::error!(records, dir = %dir.display(), "clicks are kept aside: see `tally spool`");
@@ -81,37 +63,28 @@ impl Aside {
     pub(super) fn keep(&self, clicks: &[(Partition, Millis, Bytes)], reason: &str) -> Result<(), AsideError> {
         let Some(first) = clicks.first() else { return Ok(()) };
         let path = self.dir.join(format!("{}-{}.jsonl", first.1.get(), uuid::Uuid::new_v4().simple()));
-        let line = |error| AsideError::Line { file: path.clone(), line: 1, error };
-        let mut kept = Vec::with_capacity(clicks.len());
+        let mut text = Vec::new();
         for (partition, spooled_at, value) in clicks {
-            let event = match serde_json::from_slice(value).map_err(line)? {
-                Event::Click(click) => click,
-                _ => return Err(line(serde::de::Error::custom("no click"))),
+            let event = match serde_json::from_slice(value) {
+                Ok(Event::Click(click)) => Ok(click),
+                Ok(_) => Err(serde::de::Error::custom("no click")),
+                Err(error) => Err(error),
             };
-            kept.push(Kept { partition: *partition, spooled_at: *spooled_at, reason: reason.into(), event });
+            let line = |error| AsideError::Line { file: path.clone(), line: 1, error };
+            let kept = Kept {
+                partition: *partition,
+                spooled_at: *spooled_at,
+                reason: reason.into(),
+                event: event.map_err(line)?,
+            };
+            serde_json::to_writer(&mut text, &kept).map_err(line)?;
+            text.push(b'\n');
         }
-        let text = text(&kept).map_err(line)?;
         durable::create_new(&path, &text)?;
         self.records.fetch_add(clicks.len() as u64, Ordering::Relaxed);
         tracing::error!(clicks = clicks.len(), reason, file = %path.display(), "clicks are kept aside: see `tally spool`");
         Ok(())
     }
-}
-
-/// A file of these clicks, as it is written.
-///
-/// # Errors
-/// If JSON cannot hold one of them.
-pub fn text(clicks: &[Kept]) -> serde_json::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    for kept in clicks {
-        serde_json::to_writer(&mut text, kept)?;
-        text.push(b'\n');
-    }
-    let sum = Sum::of(&text);
-    serde_json::to_writer(&mut text, &sum)?;
-    text.push(b'\n');
-    Ok(text)
 }
 
 fn files(dir: &Path) -> Result<Vec<PathBuf>, durable::FileError> {
@@ -123,19 +96,14 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, durable::FileError> {
 /// Every file in the spool's folder `dir` of clicks that are kept aside, with them. A redirect may be running.
 ///
 /// # Errors
-/// Names the file that is damaged, or the line that is no such click.
+/// Names the line that is no such click.
 pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Vec<Kept>)>, AsideError> {
     let dir = dir.join("aside");
     let mut all = Vec::new();
     for file in files(&dir)? {
         let bytes = durable::read(&file)?;
-        let whole = bytes.strip_suffix(b"\n").unwrap_or_default();
-        let (lines, last) = whole.split_at(whole.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1));
-        if serde_json::from_slice::<Sum>(last).ok() != Some(Sum::of(lines)) {
-            return Err(AsideError::Damaged(file));
-        }
         let mut kept = Vec::new();
-        for (number, line) in lines.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
             let parsed = serde_json::from_slice(line);
             kept.push(parsed.map_err(|error| AsideError::Line { file: file.clone(), line: number + 1, error })?);
         }

@@ -27,8 +27,8 @@ struct Entry {
 pub struct Queue {
     waiting: BTreeMap<Offset, Entry>,
     bytes: u64,
-    /// Clicks on their way in, by the end when they set out: the offset of each will be that or a later one.
-    entering: BTreeMap<Offset, u32>,
+    /// Clicks on their way in.
+    entering: u32,
     /// After the last offset that is known.
     end: Offset,
 }
@@ -46,14 +46,6 @@ impl Queue {
     /// What a process before this one left.
     pub(super) async fn read(open: &Open, partition: Partition, next: Offset) -> Result<Queue, SpoolError> {
         let held = open.log.held(&open.topic, partition).await?;
-        if next > held.end {
-            let what = format!(
-                "it says that offset {} of partition {partition} was sent, and {} is the last",
-                next - 1,
-                held.end - 1
-            );
-            return Err(SpoolError::Damaged { file: open.sent(), what });
-        }
         let mut queue = Queue { end: held.end, ..Queue::default() };
         let mut at = next.max(held.start);
         if at >= held.end {
@@ -85,21 +77,14 @@ impl Queue {
         self.waiting.values().next().map(|entry| entry.at)
     }
 
-    /// A click sets out. The answer is for [`Queue::entered`].
-    pub fn enter(&mut self, bytes: u64) -> Offset {
-        *self.entering.entry(self.end).or_default() += 1;
+    pub fn enter(&mut self, bytes: u64) {
+        self.entering += 1;
         self.bytes += bytes;
-        self.end
     }
 
     /// A click that was on its way in is there, or will not be.
-    pub fn entered(&mut self, since: Offset, bytes: u64, entered: Option<(Offset, Millis)>) {
-        if let Some(others) = self.entering.get_mut(&since) {
-            *others -= 1;
-            if *others == 0 {
-                self.entering.remove(&since);
-            }
-        }
+    pub fn entered(&mut self, bytes: u64, entered: Option<(Offset, Millis)>) {
+        self.entering = self.entering.saturating_sub(1);
         match entered {
             Some((offset, at)) => {
                 let first_send = Some(Instant::now());
@@ -140,12 +125,10 @@ impl Queue {
         }
     }
 
-    /// Everything before this was sent.
-    pub fn next(&self) -> Offset {
-        [self.waiting.keys().next(), self.entering.keys().next()]
-            .into_iter()
-            .flatten()
-            .fold(self.end, |end, at| end.min(*at))
+    /// Everything before this was sent. None while that is not known.
+    pub fn next(&self) -> Option<Offset> {
+        let next = self.waiting.keys().next().copied().unwrap_or(self.end);
+        (self.entering == 0).then_some(next)
     }
 }
 
@@ -156,26 +139,27 @@ mod tests {
     #[test]
     fn nothing_is_forgotten_while_something_is_on_its_way_in() {
         let mut queue = Queue::default();
-        let [first, second] = [queue.enter(10), queue.enter(20)];
-        queue.entered(second, 20, Some((1, Millis::new(7))));
-        assert_eq!((queue.next(), queue.len(), queue.bytes()), (0, 1, 30));
+        queue.enter(10);
+        queue.enter(20);
+        queue.entered(20, Some((1, Millis::new(7))));
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (None, 1, 30));
         queue.done(1);
-        assert_eq!(queue.next(), 0, "offset 0 may be there");
-        let third = queue.enter(5);
-        queue.entered(first, 10, Some((0, Millis::new(6))));
-        assert_eq!((queue.next(), queue.oldest()), (0, Some(Millis::new(6))));
+        assert_eq!(queue.next(), None, "offset 0 may be there");
+        queue.entered(10, Some((0, Millis::new(6))));
+        assert_eq!((queue.next(), queue.oldest()), (Some(0), Some(Millis::new(6))));
         queue.done(0);
-        assert_eq!((queue.next(), queue.len(), queue.bytes()), (2, 0, 5), "the third is at 2 or later");
-        queue.entered(third, 5, None);
-        assert_eq!((queue.next(), queue.bytes()), (2, 0));
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (Some(2), 0, 0));
+        queue.enter(5);
+        queue.entered(5, None);
+        assert_eq!((queue.next(), queue.bytes()), (Some(2), 0));
     }
 
     #[test]
     fn what_is_due_is_in_order_and_waits_for_first_sends() {
         let mut queue = Queue::default();
         for offset in 0..3 {
-            let since = queue.enter(1);
-            queue.entered(since, 1, Some((offset, Millis::new(offset))));
+            queue.enter(1);
+            queue.entered(1, Some((offset, Millis::new(offset))));
         }
         queue.ready(1);
         assert_eq!(queue.due(9), [], "the first send of 0 is under way");

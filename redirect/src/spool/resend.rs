@@ -70,18 +70,14 @@ impl Spool {
         let (old, young): (Vec<_>, Vec<_>) = records.into_iter().partition(|(due, _)| due.at < too_old);
         self.keep_aside(partition, old).await?;
 
-        // All of them are waited for, also when one fails: those that were acknowledged are not sent again. One that failed
-        // comes after them then, which is all that can be out of order.
-        let mut failed = Ok(());
         let mut sent = Vec::new();
         for (due, value) in young {
             let (key, value) = raised(&value, due.attempt);
             sent.push((due, appender.send_again(partition, key.as_ref(), value).await));
         }
-        let until = tokio::time::Instant::now() + SEND_WAIT;
         for (due, acknowledgement) in sent {
             let answer = match acknowledgement {
-                Ok(acknowledgement) => tokio::time::timeout_at(until, acknowledgement).await,
+                Ok(acknowledgement) => tokio::time::timeout(SEND_WAIT, acknowledgement).await,
                 Err(error) => Ok(Err(error)),
             };
             match answer {
@@ -94,15 +90,15 @@ impl Spool {
                 }
                 Ok(Err(error)) => {
                     self.with(partition, |queue| queue.tried(due.offset));
-                    failed = failed.and(Err(error.into()));
+                    return Err(error.into());
                 }
                 Err(_) => {
                     self.with(partition, |queue| queue.tried(due.offset));
-                    failed = failed.and(Err(SpoolError::Unacknowledged(SEND_WAIT)));
+                    return Err(SpoolError::TimedOut(SEND_WAIT));
                 }
             }
         }
-        failed
+        Ok(())
     }
 
     async fn keep_aside(&self, partition: Partition, old: Vec<(Due, Bytes)>) -> Result<(), SpoolError> {
