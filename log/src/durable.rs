@@ -3,6 +3,8 @@
 //! A file is durable when it was fsynced *and* the folder that names it was. Every operation on the product's durable
 //! files goes through this module, so that there is one place to see what was asked of the disk, and in which order.
 
+pub mod checked;
+
 use crate::LogError;
 use std::fs;
 use std::io::{self, Write};

@@ -25,14 +25,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+use tally_log::durable::{self, checked};
 use tally_log::local::{LocalLog, Settings as LogSettings};
-use tally_log::{Log, LogError, Topic, durable};
+use tally_log::{Log, LogError, Topic};
 use tokio::sync::Notify;
 
 /// Small, so that what was sent leaves the disk soon.
 const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 const TOPIC: &str = "clicks";
 const SENT: &str = "sent";
+/// What an operator can do about a damaged one.
+const SENT_IS_NOT_NEEDED: &str =
+    "; without this file all that the spool holds is sent once more, and nothing counts twice";
 /// How long a click waits for this disk. It is the last one that is asked.
 const APPEND_WAIT: Duration = Duration::from_secs(1);
 /// How often a spool that failed is opened again.
@@ -129,7 +133,7 @@ struct Open {
     topic: Topic,
 }
 
-/// The file `sent`.
+/// The file `sent`: a line of JSON, and one with its checksum.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Sent {
@@ -158,7 +162,7 @@ impl Spool {
         let next = read_sent(&settings.dir, &open.topic)?;
         let mut queues = Vec::new();
         for (partition, next) in (0..partitions).zip(next) {
-            queues.push(Queue::read(&open, partition, next).await?);
+            queues.push(Queue::read(&open, settings.dir.join(SENT), partition, next).await?);
         }
         let aside = Aside::open(&settings.dir.join("aside"))?;
         let waiting: usize = queues.iter().map(Queue::len).sum();
@@ -320,9 +324,10 @@ impl Spool {
         }
         let sent = Sent { log_id: open.topic.log_id, next: next.clone() };
         let path = self.0.settings.dir.join(SENT);
-        let json = serde_json::to_vec(&sent).expect("numbers and an id, which JSON can hold");
+        let json = serde_json::to_string(&sent).expect("numbers and an id, which JSON can hold");
         let before = oldest.unwrap_or_else(|| self.0.clock.now());
-        let written = tokio::task::spawn_blocking(move || durable::write_aside(&path, &json)).await;
+        let written =
+            tokio::task::spawn_blocking(move || durable::write_aside(&path, checked::with_sum(&json).as_bytes())).await;
         written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
         *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next;
         if open.log.retain(TOPIC, before).await? > 0 {
@@ -346,22 +351,24 @@ async fn open_log(dir: &Path, partitions: Partition, clock: Arc<dyn Clock>) -> R
     Ok(Open { dir, log, topic })
 }
 
-/// By partition the first offset that may have to be sent.
+/// By partition the first offset that may have to be sent. What lies before it is never looked at again, so nothing is taken
+/// from a file that is not as it was written.
 fn read_sent(dir: &Path, topic: &Topic) -> Result<Vec<Offset>, SpoolError> {
     let file = dir.join(SENT);
     let from_the_beginning = vec![0; usize::try_from(topic.partitions).unwrap_or(0)];
     if !file.exists() {
         return Ok(from_the_beginning);
     }
-    let sent: Sent = serde_json::from_slice(&durable::read(&file)?)
-        .map_err(|error| SpoolError::Damaged { file: file.clone(), what: error.to_string() })?;
+    let damaged = |what: String| SpoolError::Damaged { file: file.clone(), what: what + SENT_IS_NOT_NEEDED };
+    let bytes = durable::read(&file)?;
+    let json = checked::line(&bytes).map_err(|what| damaged(what.to_string()))?;
+    let sent: Sent = serde_json::from_str(json).map_err(|error| damaged(error.to_string()))?;
     // Of a spool that was taken away, it says nothing about this one.
     if sent.log_id != topic.log_id {
         return Ok(from_the_beginning);
     }
     if sent.next.len() != from_the_beginning.len() {
-        let what = format!("it is of {} partitions, not {}", sent.next.len(), topic.partitions);
-        return Err(SpoolError::Damaged { file, what });
+        return Err(damaged(format!("it is of {} partitions, not {}", sent.next.len(), topic.partitions)));
     }
     Ok(sent.next)
 }

@@ -117,7 +117,7 @@ mod tests {
         let kept = |event: &&Click| {
             let reason = "older than a day".to_string();
             let kept = Kept { partition: 0, spooled_at: event.timestamp, reason, event: (*event).clone() };
-            serde_json::to_string(&kept).unwrap() + "\n"
+            kept.line().unwrap() + "\n"
         };
         std::fs::write(dir.join("aside/1.jsonl"), events.iter().map(kept).collect::<String>()).unwrap();
         dir

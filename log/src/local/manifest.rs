@@ -5,12 +5,11 @@
 //! old one is removed.
 
 use super::segment::damaged;
-use crate::durable;
+use crate::durable::{self, checked};
 use crate::{LogError, Topic};
 use click::{LogId, Partition};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_64;
 
 const FILE: &str = "topic";
 const VERSION: u32 = 1;
@@ -46,11 +45,7 @@ impl Manifest {
         let path = dir.join(FILE);
         let wrong = |what: String| damaged(&path, 0, what);
         let bytes = durable::read(&path)?;
-        let text = std::str::from_utf8(&bytes).unwrap_or_default();
-        let (json, sum) = text.split_once('\n').ok_or_else(|| wrong("it is not two lines of text".into()))?;
-        if sum.strip_suffix('\n') != Some(Self::sum(json).as_str()) {
-            return Err(wrong("its checksum is wrong".into()));
-        }
+        let json = checked::line(&bytes).map_err(|what| wrong(what.to_string()))?;
         let manifest: Manifest = serde_json::from_str(json).map_err(|error| wrong(error.to_string()))?;
         if manifest.version != VERSION {
             return Err(wrong(format!("it is of version {}, not {VERSION}", manifest.version)));
@@ -61,10 +56,6 @@ impl Manifest {
     pub fn write(&self, dir: &Path) -> Result<(), LogError> {
         let path = dir.join(FILE);
         let json = serde_json::to_string(self).map_err(|error| LogError::io(&path, error.into()))?;
-        Ok(durable::write_aside(&path, format!("{json}\n{}\n", Self::sum(&json)).as_bytes())?)
-    }
-
-    fn sum(json: &str) -> String {
-        format!("{:016x}", xxh3_64(json.as_bytes()))
+        Ok(durable::write_aside(&path, checked::with_sum(&json).as_bytes())?)
     }
 }

@@ -1,7 +1,8 @@
 //! Clicks that waited in a spool for too long: files of JSON lines, one click a line, that nothing sends by itself.
 //!
-//! A file is written as a whole and never changed. What was done with its clicks, by `tally spool send`, is told by its
-//! move into the folder `settled`.
+//! A file is written as a whole and never changed. Each line has a checksum of its click, since what is sent of it counts
+//! money: `{"xxh3":"0123456789abcdef","kept":{…}}`. What was done with its clicks, by `tally spool send`, is told by its
+//! move into the folder `settled`, where it stays.
 
 use bytes::Bytes;
 use click::{Click, Event, Millis, Partition};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tally_log::durable;
+use tally_log::durable::{self, checked};
 
 const SETTLED: &str = "settled";
 
@@ -30,8 +31,38 @@ pub struct Kept {
 pub enum AsideError {
     #[error(transparent)]
     File(#[from] durable::FileError),
-    #[error("{} line {line}: {error}", .file.display())]
-    Line { file: PathBuf, line: usize, error: serde_json::Error },
+    #[error("{} line {line} is damaged: {what}", .file.display())]
+    Damaged { file: PathBuf, line: usize, what: String },
+    #[error("what is to be kept aside is no click: {0}")]
+    NoClick(serde_json::Error),
+}
+
+const BEFORE_SUM: &str = r#"{"xxh3":""#;
+const SUM_LEN: usize = 16;
+const AFTER_SUM: &str = r#"","kept":"#;
+
+impl Kept {
+    /// Its line in a file, without the line break.
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON, which does not happen.
+    pub fn line(&self) -> Result<String, serde_json::Error> {
+        let kept = serde_json::to_string(self)?;
+        Ok(format!("{BEFORE_SUM}{}{AFTER_SUM}{kept}}}", checked::sum(&kept)))
+    }
+
+    /// The click of a line, or what is wrong with it. The text is taken apart by hand: the checksum is of every byte of it.
+    fn parse(line: &[u8]) -> Result<Kept, String> {
+        let other = || format!("it is not {BEFORE_SUM}checksum{AFTER_SUM}click}}");
+        let text = std::str::from_utf8(line).map_err(|_| other())?;
+        let rest = text.strip_prefix(BEFORE_SUM).and_then(|rest| rest.split_at_checked(SUM_LEN));
+        let (sum, rest) = rest.ok_or_else(other)?;
+        let kept = rest.strip_prefix(AFTER_SUM).and_then(|rest| rest.strip_suffix('}')).ok_or_else(other)?;
+        if checked::sum(kept) != sum {
+            return Err(checked::Wrong::Checksum.to_string());
+        }
+        serde_json::from_str(kept).map_err(|error| error.to_string())
+    }
 }
 
 /// The folder of them.
@@ -63,24 +94,19 @@ impl Aside {
     pub(super) fn keep(&self, clicks: &[(Partition, Millis, Bytes)], reason: &str) -> Result<(), AsideError> {
         let Some(first) = clicks.first() else { return Ok(()) };
         let path = self.dir.join(format!("{}-{}.jsonl", first.1.get(), uuid::Uuid::new_v4().simple()));
-        let mut text = Vec::new();
+        let mut text = String::new();
         for (partition, spooled_at, value) in clicks {
             let event = match serde_json::from_slice(value) {
                 Ok(Event::Click(click)) => Ok(click),
-                Ok(_) => Err(serde::de::Error::custom("no click")),
+                Ok(_) => Err(serde::de::Error::custom("it is of another kind")),
                 Err(error) => Err(error),
             };
-            let line = |error| AsideError::Line { file: path.clone(), line: 1, error };
-            let kept = Kept {
-                partition: *partition,
-                spooled_at: *spooled_at,
-                reason: reason.into(),
-                event: event.map_err(line)?,
-            };
-            serde_json::to_writer(&mut text, &kept).map_err(line)?;
-            text.push(b'\n');
+            let event = event.map_err(AsideError::NoClick)?;
+            let kept = Kept { partition: *partition, spooled_at: *spooled_at, reason: reason.into(), event };
+            text += &kept.line().map_err(AsideError::NoClick)?;
+            text.push('\n');
         }
-        durable::create_new(&path, &text)?;
+        durable::create_new(&path, text.as_bytes())?;
         self.records.fetch_add(clicks.len() as u64, Ordering::Relaxed);
         tracing::error!(clicks = clicks.len(), reason, file = %path.display(), "clicks are kept aside: see `tally spool`");
         Ok(())
@@ -96,7 +122,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, durable::FileError> {
 /// Every file in the spool's folder `dir` of clicks that are kept aside, with them. A redirect may be running.
 ///
 /// # Errors
-/// Names the line that is no such click.
+/// Names the line that is not as it was written. Nothing is taken from the files then.
 pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Vec<Kept>)>, AsideError> {
     let dir = dir.join("aside");
     let mut all = Vec::new();
@@ -104,8 +130,8 @@ pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Vec<Kept>)>, AsideError> {
         let bytes = durable::read(&file)?;
         let mut kept = Vec::new();
         for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
-            let parsed = serde_json::from_slice(line);
-            kept.push(parsed.map_err(|error| AsideError::Line { file: file.clone(), line: number + 1, error })?);
+            let damaged = |what| AsideError::Damaged { file: file.clone(), line: number + 1, what };
+            kept.push(Kept::parse(line).map_err(damaged)?);
         }
         all.push((file, kept));
     }

@@ -1,8 +1,9 @@
 //! What waits in one partition of a spool, by offset. The clicks themselves are on disk.
 
-use super::{Open, SpoolError, from};
+use super::{Open, SENT_IS_NOT_NEEDED, SpoolError, from};
 use click::{Millis, Offset, Partition};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tally_log::Log;
 
@@ -43,10 +44,23 @@ pub struct Due {
 }
 
 impl Queue {
-    /// What a process before this one left.
-    pub(super) async fn read(open: &Open, partition: Partition, next: Offset) -> Result<Queue, SpoolError> {
+    /// What a process before this one left, which wrote down in the file `sent` that everything before `next` was sent.
+    pub(super) async fn read(
+        open: &Open,
+        sent: PathBuf,
+        partition: Partition,
+        next: Offset,
+    ) -> Result<Queue, SpoolError> {
         let held = open.log.held(&open.topic, partition).await?;
         let mut queue = Queue { end: held.end, ..Queue::default() };
+        // It is written down only of clicks that are durable. Taken for the end, it would hide those that come.
+        if next > held.end {
+            let what = format!(
+                "it says that partition {partition} was sent up to offset {next}, and the spool ends at {}{SENT_IS_NOT_NEEDED}",
+                held.end
+            );
+            return Err(SpoolError::Damaged { file: sent, what });
+        }
         let mut at = next.max(held.start);
         if at >= held.end {
             return Ok(queue);

@@ -183,6 +183,18 @@ async fn what_is_too_old_is_kept_aside_and_not_sent() {
     assert_eq!(kept.iter().map(|kept| kept.event.click_id.to_string()).collect::<Vec<_>>(), [old]);
     assert_eq!(kept[0].reason, "it waited for longer than 3600s");
     assert_eq!(app.service.spool().unwrap().aside, 1);
+    let whole = std::fs::read(file).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(file, flipped).unwrap();
+        match aside::list(&settings.dir) {
+            Err(error) => assert!(error.to_string().contains(".jsonl line "), "bit {bit}: {error}"),
+            Ok(list) => assert_eq!(list[0].1, *kept, "bit {bit}"),
+        }
+    }
+    std::fs::write(file, whole).unwrap();
+    assert_eq!(aside::list(&settings.dir).unwrap()[0].1, *kept);
     aside::settle(file).unwrap();
     assert_eq!(aside::list(&settings.dir).unwrap(), []);
 }
@@ -208,10 +220,55 @@ async fn damage_is_named_and_a_torn_end_is_not_damage() {
     std::fs::write(&segment, [&whole[..], b"TL1"].concat()).unwrap();
     let spool = open(&settings, noon()).await;
     assert_eq!(spool.counters().records, 3);
+}
+
+/// A click is answered, and what would say that it was sent is changed: the next process says so by name, or has the click.
+#[tokio::test]
+async fn a_flipped_bit_in_what_was_sent_hides_no_click() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let sent = settings.dir.join("sent");
+    let app = start(log.clone(), &settings).await;
+    log.mode.send_replace(Mode::Fails);
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    log.mode.send_replace(Mode::Works);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    let one = tally_log::partitioner::partition_of(b"imp_1", PARTITIONS) as usize;
+    eventually("it is written down", || next_of(&sent).is_some_and(|next| next[one] == 1)).await;
+    log.mode.send_replace(Mode::Fails);
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    app.kill().await;
+    let spool = open(&settings, noon()).await;
+    assert_eq!(spool.counters().records, 1);
     drop(spool);
-    std::fs::write(settings.dir.join("sent"), "{").unwrap();
+
+    let whole = std::fs::read(&sent).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&sent, flipped).unwrap();
+        match Spool::open(settings.clone(), PARTITIONS, noon()).await {
+            Err(error) => assert!(error.to_string().contains("spool/sent is damaged"), "bit {bit}: {error}"),
+            Ok(spool) => assert!(spool.counters().records >= 1, "bit {bit}"),
+        }
+    }
+    // Nor does one that is whole, and cannot be true.
+    let json = std::str::from_utf8(&whole).unwrap().lines().next().unwrap();
+    let mut beyond: serde_json::Value = serde_json::from_str(json).unwrap();
+    beyond["next"][one] = 3.into();
+    std::fs::write(&sent, tally_log::durable::checked::with_sum(&beyond.to_string())).unwrap();
     let error = Spool::open(settings.clone(), PARTITIONS, noon()).await.err().unwrap().to_string();
-    assert!(error.contains("spool/sent is damaged"), "{error}");
+    assert!(error.contains("spool/sent is damaged: it says that partition"), "{error}");
+    // What the message advises.
+    std::fs::remove_file(&sent).unwrap();
+    assert_eq!(open(&settings, noon()).await.counters().records, 2);
+}
+
+/// By partition what the file `sent` says, if it is there.
+fn next_of(sent: &Path) -> Option<Vec<u64>> {
+    let text = std::fs::read_to_string(sent).ok()?;
+    let sent: serde_json::Value = serde_json::from_str(text.lines().next()?).unwrap();
+    Some(sent["next"].as_array()?.iter().map(|next| next.as_u64().unwrap()).collect())
 }
 
 /// Whatever fails and dies in whatever order: what was answered is in the log, or in the spool, or aside.
