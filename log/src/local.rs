@@ -150,14 +150,34 @@ impl LocalLog {
     /// Removes records that were appended before `before`: whole segments, so that some of them stay. How many segments
     /// there were. A consumer that has yet to read one of them gets [`LogError::OutOfRange`].
     pub async fn retain(&self, topic: &str, before: Millis) -> Result<usize, LogError> {
+        self.remove(topic, move |end| end.time < before).await
+    }
+
+    /// Removes records that lie before `next` in their partition: whole segments, the oldest first, and none that has a
+    /// record of any partition at or after it. How many segments there were.
+    pub async fn retain_from(&self, topic: &str, next: &Offsets) -> Result<usize, LogError> {
+        let next = next.clone();
+        let is_over = move |end: &Place| (0..).zip(end.next.iter()).all(|(partition, end)| *end <= next.get(partition));
+        self.remove(topic, is_over).await
+    }
+
+    async fn remove(&self, topic: &str, is_over: impl Fn(&Place) -> bool + Send + 'static) -> Result<usize, LogError> {
         let topic = self.0.find(topic).ok_or_else(|| LogError::UnknownTopic(topic.to_owned()))?;
         let inner = self.0.clone();
         blocking(move || {
             // The folder stays locked until this is done, even if the log is dropped meanwhile.
             let _inner = inner;
-            topic.retain(before)
+            topic.retain(is_over)
         })
         .await
+    }
+
+    /// Bytes of the segments that are held, but for their indexes and the room that was made for what comes.
+    pub fn bytes(&self, topic: &Topic) -> Result<u64, LogError> {
+        let topic = self.open_topic(topic)?;
+        let sealed: u64 = topic.segments().held.iter().filter_map(|held| Some(held.sealed.as_ref()?.at)).sum();
+        let written = topic.end.borrow().place.at;
+        Ok(sealed + written)
     }
 
     /// How many groups were committed to the topic in its life, counting each start and end of a segment as one: with

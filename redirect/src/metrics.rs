@@ -48,6 +48,12 @@ pub fn redirect(metrics: &mut Metrics, service: &Service) {
         if let Some(spool) = service.spool() {
             scrape.gauge("tally_spool_clicks", "Clicks that wait in the spool", spool.records as f64)?;
             scrape.gauge("tally_spool_bytes", "Bytes of the clicks that wait in the spool", spool.bytes as f64)?;
+            let on_disk = spool.disk_bytes as f64;
+            scrape.gauge(
+                "tally_spool_disk_bytes",
+                "Bytes of the spool's files, with what was sent and is still there",
+                on_disk,
+            )?;
             let oldest = spool.oldest_ms as f64 / 1_000.0;
             scrape.gauge("tally_spool_oldest_seconds", "Age of the oldest click that waits in the spool", oldest)?;
             scrape.gauge(

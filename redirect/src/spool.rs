@@ -30,8 +30,6 @@ use tally_log::local::{LocalLog, Settings as LogSettings};
 use tally_log::{Log, LogError, Topic};
 use tokio::sync::Notify;
 
-/// Small, so that what was sent leaves the disk soon.
-const SEGMENT_BYTES_MAX: u64 = 8 << 20;
 const TOPIC: &str = "clicks";
 const SENT: &str = "sent";
 /// What an operator can do about a damaged one.
@@ -43,6 +41,10 @@ const APPEND_WAIT: Duration = Duration::from_secs(1);
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// From here on it is said that the spool fills up, in parts of a hundred.
 const NEARLY_FULL: u64 = 90;
+/// How often `bytes_max` its segments may take on the disk, and two of them: what waits, and as much that was sent and cannot
+/// leave yet. The segments are shared by all partitions and leave in the order in which they came, so that one click that
+/// waits, of a partition that is stuck, keeps all that came after it, of any.
+const ON_DISK: u64 = 2;
 
 /// What can be set; also a table of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -50,8 +52,10 @@ const NEARLY_FULL: u64 = 90;
 pub struct SpoolSettings {
     /// Its folder, of one redirect alone.
     pub dir: PathBuf,
-    /// Bytes of clicks that may wait. One more is not taken.
+    /// Bytes of clicks that may wait. One more is not taken. On the disk it may be twice as much, and two segments.
     pub bytes_max: u64,
+    /// When a file of it is full; what was sent leaves the disk by the file. Small, so that it does so soon.
+    pub segment_bytes_max: u64,
     /// Clicks that wait for longer are kept aside and not sent: their impression's claim may be over.
     #[serde(deserialize_with = "serving::config::duration")]
     pub age_max: Duration,
@@ -59,7 +63,22 @@ pub struct SpoolSettings {
 
 impl Default for SpoolSettings {
     fn default() -> Self {
-        SpoolSettings { dir: "data/spool".into(), bytes_max: 256 << 20, age_max: Duration::from_secs(3_600) }
+        SpoolSettings {
+            dir: "data/spool".into(),
+            bytes_max: 256 << 20,
+            segment_bytes_max: 8 << 20,
+            age_max: Duration::from_secs(3_600),
+        }
+    }
+}
+
+impl SpoolSettings {
+    fn disk_bytes_max(&self) -> u64 {
+        self.bytes_max.saturating_mul(ON_DISK).saturating_add(self.segment_bytes_max.saturating_mul(2))
+    }
+
+    fn log(&self, partitions: Partition) -> LogSettings {
+        LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: self.segment_bytes_max }
     }
 }
 
@@ -68,6 +87,10 @@ impl Default for SpoolSettings {
 pub enum SpoolError {
     #[error("the spool is full: {0} bytes wait")]
     Full(u64),
+    #[error(
+        "the spool's files are full: {bytes} of {bytes_max} bytes, held by a click that waits while others after it were sent"
+    )]
+    DiskFull { bytes: u64, bytes_max: u64 },
     #[error("the spool cannot be written: {0}")]
     Unusable(String),
     #[error(transparent)]
@@ -95,6 +118,8 @@ pub struct SpoolCounters {
     pub bytes: u64,
     /// Age of the oldest of them.
     pub oldest_ms: i64,
+    /// Bytes of its files: also what was sent, and has not left yet. 0 while it cannot be written.
+    pub disk_bytes: u64,
     /// Clicks that were put in since the start.
     pub spooled: u64,
     /// Sends that followed a first one, and were acknowledged.
@@ -153,7 +178,7 @@ impl Spool {
         clock: Arc<dyn Clock>,
     ) -> Result<Spool, SpoolError> {
         durable::create_dir_all(&settings.dir)?;
-        let open = open_log(&settings.dir, partitions, clock.clone()).await?;
+        let open = open_log(&settings, partitions, clock.clone()).await?;
         if open.topic.partitions != partitions {
             let what =
                 format!("it is for a topic of {} partitions, and the clicks have {partitions}", open.topic.partitions);
@@ -202,6 +227,10 @@ impl Spool {
     async fn append_all(&self, partition: Partition, value: Bytes) -> Result<Place, SpoolError> {
         let bytes = value.len() as u64;
         let open = self.current().map_err(SpoolError::Unusable)?;
+        let (held, bytes_max) = (open.log.bytes(&open.topic)?, self.0.settings.disk_bytes_max());
+        if held.saturating_add(bytes) > bytes_max {
+            return Err(SpoolError::DiskFull { bytes: held, bytes_max });
+        }
         let mut entering = Entering::new(self, partition, bytes)?;
         // Dies the process before this, nobody was answered and the click is nowhere.
         faults::at(Point::SpoolBefore);
@@ -233,9 +262,13 @@ impl Spool {
     /// Whether it can be written and has room; if not, why.
     pub fn ready(&self) -> Result<(), String> {
         self.current().map_err(|why| format!("the spool cannot be written: {why}"))?;
-        let (bytes, bytes_max) = (self.counters().bytes, self.0.settings.bytes_max);
+        let SpoolCounters { bytes, disk_bytes, .. } = self.counters();
+        let (bytes_max, disk_bytes_max) = (self.0.settings.bytes_max, self.0.settings.disk_bytes_max());
         if bytes >= bytes_max / 100 * NEARLY_FULL {
             return Err(format!("the spool is nearly full: {bytes} of {bytes_max} bytes wait"));
+        }
+        if disk_bytes >= disk_bytes_max / 100 * NEARLY_FULL {
+            return Err(format!("the spool's files are nearly full: {disk_bytes} of {disk_bytes_max} bytes"));
         }
         Ok(())
     }
@@ -249,6 +282,7 @@ impl Spool {
             sent_again: read(sent_again),
             failures: read(failures),
             aside: aside.records(),
+            disk_bytes: self.current().ok().and_then(|open| open.log.bytes(&open.topic).ok()).unwrap_or(0),
             ..SpoolCounters::default()
         };
         let mut oldest: Option<Millis> = None;
@@ -298,7 +332,7 @@ impl Spool {
             return;
         }
         let partitions = self.queues().len() as Partition;
-        let opened = open_log(&self.0.settings.dir, partitions, self.0.clock.clone()).await;
+        let opened = open_log(&self.0.settings, partitions, self.0.clock.clone()).await;
         let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
         *open = match opened {
             Ok(opened) => {
@@ -309,37 +343,37 @@ impl Spool {
         };
     }
 
-    /// Writes down up to where everything was sent, and removes what lies before it.
+    /// Writes down up to where everything was sent, and removes the segments that lie before it, by their offsets: no clock
+    /// has a say in what may go.
     async fn tidy(&self) -> Result<(), SpoolError> {
         let Ok(open) = self.current() else { return Ok(()) };
-        // While a click is on its way in, nobody knows its offset.
-        let (next, oldest): (Vec<Option<Offset>>, Option<Millis>) = {
-            let queues = self.queues();
-            (queues.iter().map(Queue::next).collect(), queues.iter().filter_map(Queue::oldest).min())
-        };
-        let Some(next) = next.into_iter().collect::<Option<Vec<Offset>>>() else { return Ok(()) };
-        // Nothing was sent since the last look: the disk is left alone.
-        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) == next {
-            return Ok(());
+        let next: Vec<Offset> = self.queues().iter().map(Queue::next).collect();
+        // With nothing sent since the last look it is written down already.
+        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) != next {
+            self.write_sent(&open, &next).await?;
         }
-        let sent = Sent { log_id: open.topic.log_id, next: next.clone() };
-        let path = self.0.settings.dir.join(SENT);
-        let json = serde_json::to_string(&sent).expect("numbers and an id, which JSON can hold");
-        let before = oldest.unwrap_or_else(|| self.0.clock.now());
-        let written =
-            tokio::task::spawn_blocking(move || durable::write_aside(&path, checked::with_sum(&json).as_bytes())).await;
-        written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
-        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next;
-        if open.log.retain(TOPIC, before).await? > 0 {
+        // Dies the process before this, the next one removes them; on the way, the log finishes it when it is opened.
+        if open.log.retain_from(TOPIC, &Offsets::from_iter((0..).zip(next))).await? > 0 {
             faults::at(Point::SpoolRemoved);
         }
         Ok(())
     }
+
+    /// Dies the process before it is in place, what was acknowledged since the last time is sent once more.
+    async fn write_sent(&self, open: &Open, next: &[Offset]) -> Result<(), SpoolError> {
+        let sent = Sent { log_id: open.topic.log_id, next: next.to_vec() };
+        let path = self.0.settings.dir.join(SENT);
+        let json = serde_json::to_string(&sent).expect("numbers and an id, which JSON can hold");
+        let written =
+            tokio::task::spawn_blocking(move || durable::write_aside(&path, checked::with_sum(&json).as_bytes())).await;
+        written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
+        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next.to_vec();
+        Ok(())
+    }
 }
 
-async fn open_log(dir: &Path, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
-    let dir = dir.join("log");
-    let settings = LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: SEGMENT_BYTES_MAX };
+async fn open_log(settings: &SpoolSettings, partitions: Partition, clock: Arc<dyn Clock>) -> Result<Open, SpoolError> {
+    let (dir, settings) = (settings.dir.join("log"), settings.log(partitions));
     let at = dir.clone();
     let opened = tokio::task::spawn_blocking(move || LocalLog::open(&at, settings, clock)).await;
     let (log, repairs) = opened.unwrap_or_else(|_| Err(LogError::Stopped("its opening panicked".into())))?;
@@ -373,10 +407,13 @@ fn read_sent(dir: &Path, topic: &Topic) -> Result<Vec<Offset>, SpoolError> {
     Ok(sent.next)
 }
 
-/// A click on its way in: its room is taken, and its partition is not tidied, until it is there or will not be.
+/// A click on its way in: its room is taken, and nothing from where it may be on is taken for sent, until it is there or will
+/// not be.
 struct Entering<'s> {
     spool: &'s Spool,
     partition: Partition,
+    /// What [`Queue::enter`] answered.
+    began: Offset,
     bytes: u64,
     entered: Option<(Offset, Millis)>,
 }
@@ -388,11 +425,10 @@ impl<'s> Entering<'s> {
         if held + bytes > spool.0.settings.bytes_max {
             return Err(SpoolError::Full(held));
         }
-        if let Some(queue) = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at)) {
-            queue.enter(bytes);
-        }
+        let queue = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at));
+        let began = queue.map_or(0, |queue| queue.enter(bytes));
         drop(queues);
-        Ok(Entering { spool, partition, bytes, entered: None })
+        Ok(Entering { spool, partition, began, bytes, entered: None })
     }
 
     fn entered(&mut self, offset: Offset, at: Millis) {
@@ -402,8 +438,8 @@ impl<'s> Entering<'s> {
 
 impl Drop for Entering<'_> {
     fn drop(&mut self) {
-        let (bytes, entered) = (self.bytes, self.entered);
-        self.spool.with(self.partition, |queue| queue.entered(bytes, entered));
+        let Entering { began, bytes, entered, .. } = *self;
+        self.spool.with(self.partition, |queue| queue.entered(began, bytes, entered));
     }
 }
 

@@ -158,6 +158,7 @@ impl Machine {
             dir: config.data.join("spool"),
             bytes_max: config.redirect.spool_bytes_max,
             age_max: config.redirect.spool_age_max,
+            ..SpoolSettings::default()
         };
         let (partitions, clock) = (self.clicks.partitions, self.clock.clone());
         async move { Ok(Spool::open(settings, partitions, clock).await?) }

@@ -209,12 +209,12 @@ impl LocalTopic {
         }
     }
 
-    /// Removes the segments whose records were all appended before `before`, but never the one that is written to.
+    /// Removes the first segments, as long as `is_over` is true of their ends, but never the one that is written to.
     /// How many there were.
-    pub fn retain(&self, before: Millis) -> Result<usize, LogError> {
+    pub fn retain(&self, is_over: impl Fn(&Place) -> bool) -> Result<usize, LogError> {
         let mut manifest = lock(&self.manifest);
         let over: Vec<Segment> = {
-            let over = |segment: &&Segment| segment.sealed.as_ref().is_some_and(|end| end.time < before);
+            let over = |segment: &&Segment| segment.sealed.as_ref().is_some_and(&is_over);
             self.segments().held.iter().take_while(over).cloned().collect()
         };
         let Some(last) = over.last() else { return Ok(0) };

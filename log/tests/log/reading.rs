@@ -116,6 +116,37 @@ async fn what_is_too_old_is_removed_in_whole_segments() {
     assert!(matches!(test.log.retain("other", Millis::new(0)).await, Err(LogError::UnknownTopic(_))));
 }
 
+/// Where clicks wait, not their time says what may go: no clock is asked, and one partition's oldest keeps what follows.
+#[tokio::test]
+async fn what_lies_before_given_offsets_is_removed_and_nothing_after_one() {
+    let test = TestLog::new(1_000).await;
+    let held = async |partition| test.log.held(&test.topic, partition).await.unwrap();
+    let retain = async |next: &[(i32, i64)]| {
+        test.log.retain_from(TOPIC, &Offsets::from_iter(next.iter().copied())).await.unwrap()
+    };
+    for n in 0..100 {
+        test.append(0, vec![n; 100]).await;
+        if n == 50 {
+            test.append(3, "stays").await;
+        }
+    }
+    let all = test.log.bytes(&test.topic).unwrap();
+    assert!(all > 100 * 100, "{all}");
+    assert_eq!(retain(&[]).await, 0);
+    assert!(retain(&[(0, 30)]).await > 1);
+    assert!((20..=30).contains(&held(0).await.start), "{:?}", held(0).await);
+    // All of partition 0 may go, but for what stands behind the one record of partition 3.
+    assert!(retain(&[(0, 100)]).await > 1);
+    assert!((40..=51).contains(&held(0).await.start), "{:?}", held(0).await);
+    assert_eq!(held(3).await, 0..1);
+    let left = test.log.bytes(&test.topic).unwrap();
+    assert!(left < all * 2 / 3 && left > 40 * 100, "{left} of {all}");
+    assert!(retain(&[(0, 100), (3, 1)]).await > 1);
+    assert_eq!((held(0).await.end, held(3).await), (100, 1..1));
+    assert!(test.log.bytes(&test.topic).unwrap() < 2_000);
+    assert_eq!(test.append(0, "x").await.offset, 100);
+}
+
 #[tokio::test]
 async fn a_folder_has_one_log_and_a_topic_one_life() {
     let test = TestLog::new(1_000).await;

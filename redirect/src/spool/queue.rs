@@ -28,8 +28,8 @@ struct Entry {
 pub struct Queue {
     waiting: BTreeMap<Offset, Entry>,
     bytes: u64,
-    /// Clicks on their way in.
-    entering: u32,
+    /// Clicks on their way in, by the end that was known when they began: each gets an offset from there on.
+    entering: BTreeMap<Offset, u32>,
     /// After the last offset that is known.
     end: Offset,
 }
@@ -91,14 +91,21 @@ impl Queue {
         self.waiting.values().next().map(|entry| entry.at)
     }
 
-    pub fn enter(&mut self, bytes: u64) {
-        self.entering += 1;
+    /// A click is on its way in. The answer is the offset from which on it will be.
+    pub fn enter(&mut self, bytes: u64) -> Offset {
+        *self.entering.entry(self.end).or_default() += 1;
         self.bytes += bytes;
+        self.end
     }
 
-    /// A click that was on its way in is there, or will not be.
-    pub fn entered(&mut self, bytes: u64, entered: Option<(Offset, Millis)>) {
-        self.entering = self.entering.saturating_sub(1);
+    /// A click that was on its way in, since `enter` answered `began`, is there, or will not be.
+    pub fn entered(&mut self, began: Offset, bytes: u64, entered: Option<(Offset, Millis)>) {
+        if let Some(others) = self.entering.get_mut(&began) {
+            *others = others.saturating_sub(1);
+            if *others == 0 {
+                self.entering.remove(&began);
+            }
+        }
         match entered {
             Some((offset, at)) => {
                 let first_send = Some(Instant::now());
@@ -139,10 +146,11 @@ impl Queue {
         }
     }
 
-    /// Everything before this was sent. None while that is not known.
-    pub fn next(&self) -> Option<Offset> {
-        let next = self.waiting.keys().next().copied().unwrap_or(self.end);
-        (self.entering == 0).then_some(next)
+    /// Everything before this was sent: neither a click that waits, nor one that may be there already and is not known, lies
+    /// before it. It goes on however many are on their way in.
+    pub fn next(&self) -> Offset {
+        let firsts = self.waiting.keys().next().into_iter().chain(self.entering.keys().next());
+        firsts.copied().min().unwrap_or(self.end)
     }
 }
 
@@ -153,27 +161,34 @@ mod tests {
     #[test]
     fn nothing_is_forgotten_while_something_is_on_its_way_in() {
         let mut queue = Queue::default();
-        queue.enter(10);
-        queue.enter(20);
-        queue.entered(20, Some((1, Millis::new(7))));
-        assert_eq!((queue.next(), queue.len(), queue.bytes()), (None, 1, 30));
+        assert_eq!((queue.enter(10), queue.enter(20)), (0, 0));
+        queue.entered(0, 20, Some((1, Millis::new(7))));
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (0, 1, 30));
         queue.done(1);
-        assert_eq!(queue.next(), None, "offset 0 may be there");
-        queue.entered(10, Some((0, Millis::new(6))));
-        assert_eq!((queue.next(), queue.oldest()), (Some(0), Some(Millis::new(6))));
+        assert_eq!(queue.next(), 0, "offset 0 may be there");
+        // What comes later holds back nothing before it.
+        assert_eq!(queue.enter(5), 2);
+        assert_eq!(queue.next(), 0);
+        queue.entered(0, 10, Some((0, Millis::new(6))));
+        assert_eq!((queue.next(), queue.oldest()), (0, Some(Millis::new(6))));
         queue.done(0);
-        assert_eq!((queue.next(), queue.len(), queue.bytes()), (Some(2), 0, 0));
-        queue.enter(5);
-        queue.entered(5, None);
-        assert_eq!((queue.next(), queue.bytes()), (Some(2), 0));
+        assert_eq!((queue.next(), queue.len(), queue.bytes()), (2, 0, 5), "while one is on its way in");
+        queue.entered(2, 5, None);
+        assert_eq!((queue.next(), queue.bytes()), (2, 0));
+        // One that was there and is not known, as its caller has gone, was not answered.
+        assert_eq!(queue.enter(1), 2);
+        queue.entered(2, 1, Some((3, Millis::new(8))));
+        assert_eq!((queue.next(), queue.enter(1)), (3, 4));
+        queue.done(3);
+        assert_eq!(queue.next(), 4);
     }
 
     #[test]
     fn what_is_due_is_in_order_and_waits_for_first_sends() {
         let mut queue = Queue::default();
         for offset in 0..3 {
-            queue.enter(1);
-            queue.entered(1, Some((offset, Millis::new(offset))));
+            let began = queue.enter(1);
+            queue.entered(began, 1, Some((offset, Millis::new(offset))));
         }
         queue.ready(1);
         assert_eq!(queue.due(9), [], "the first send of 0 is under way");

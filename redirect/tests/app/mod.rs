@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tally_log::local::LocalLog;
 use tally_log::{Acknowledgement, Appended, Consumer, Log, LogError, Topic};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,12 +48,24 @@ pub struct TestLog {
     /// Appends that were asked for, answered or not.
     pub asked: watch::Sender<usize>,
     records: Arc<Mutex<Vec<(Partition, Bytes)>>>,
+    /// What it takes is made durable here first, if there is one.
+    below: Option<(Arc<LocalLog>, Topic)>,
 }
 
 impl TestLog {
     pub fn new() -> Arc<Self> {
+        Arc::new(Self::over(None))
+    }
+
+    /// In front of a log on this disk.
+    pub async fn before(log: Arc<LocalLog>) -> Arc<Self> {
+        let topic = log.topic("clicks").await.unwrap();
+        Arc::new(Self::over(Some((log, topic))))
+    }
+
+    fn over(below: Option<(Arc<LocalLog>, Topic)>) -> Self {
         let (mode, asked) = (watch::Sender::new(Mode::Works), watch::Sender::new(0));
-        Arc::new(TestLog { mode, stuck: watch::Sender::new(None), asked, records: Arc::default() })
+        TestLog { mode, stuck: watch::Sender::new(None), asked, records: Arc::default(), below }
     }
 
     pub fn topic(&self) -> Topic {
@@ -105,10 +118,14 @@ impl Log for TestLog {
         }
         let records = self.records.clone();
         let mut stuck = self.stuck.subscribe();
+        let below = self.below.clone();
         Ok(Box::pin(async move {
             stuck.wait_for(|stuck| *stuck != Some(partition)).await.unwrap();
             mode.wait_for(|mode| *mode != Mode::Holds).await.unwrap();
             let fails = *mode.borrow() == Mode::FailsLater;
+            if let Some((log, topic)) = below {
+                log.append(&topic, partition, None, value.clone()).await?.await?;
+            }
             let mut records = records.lock().unwrap();
             records.push((partition, value));
             let offset = records.len() as Offset - 1;
