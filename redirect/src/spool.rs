@@ -99,6 +99,8 @@ pub enum SpoolError {
     File(#[from] durable::FileError),
     #[error("the spool's disk did not answer within {0:?}")]
     TimedOut(Duration),
+    #[error("the log did not answer within {0:?}")]
+    LogTimedOut(Duration),
     #[error("{} is damaged: {what}", .file.display())]
     Damaged { file: PathBuf, what: String },
 }

@@ -1,4 +1,12 @@
-//! Sends what waits in the spool, each partition by itself and in its order, until the log acknowledges it.
+//! Sends what waits in the spool, each partition by itself, until the log acknowledges it.
+//!
+//! # In which order
+//!
+//! A partition's clicks are handed to the log oldest first, in batches; a batch begins when all of the one before it have
+//! their answers. A click that the log refuses to take holds back all after it. One that it took and then did not acknowledge
+//! is sent again with the next batch, after those that were handed over behind it: at most [`BATCH_MAX`] less one overtake
+//! it each time. Clicks that find their partition taking clicks again go past the spool, and so past what waits in it.
+//! Nothing that is counted rests on more: of the clicks of an impression one is billed, in whatever order they come.
 
 use super::queue::Due;
 use super::{Open, Place, Spool, SpoolError, from};
@@ -6,15 +14,17 @@ use crate::append::Appender;
 use bytes::Bytes;
 use click::{Event, ImpressionId, Millis, Partition};
 use faults::Point;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tally_log::Log;
+use tally_log::{Log, LogError};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 
 /// Clicks of one partition that are on their way at once.
 const BATCH_MAX: usize = 64;
-/// How long the log may take for one of them.
+/// How long the log may take for them.
 const SEND_WAIT: Duration = Duration::from_secs(10);
 /// Pauses after a failure, the shortest and the longest.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
@@ -22,15 +32,30 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 const READ_WAIT: Duration = Duration::from_secs(10);
 /// How often the spool is tidied, and looked at without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pause after a panic.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 impl Spool {
     /// Sends for ever; whoever drops this stops it.
     pub(crate) async fn resend(self, appender: Arc<Appender>) {
-        let mut partitions = JoinSet::new();
+        let mut tasks = JoinSet::new();
         for partition in 0..appender.topic.partitions {
             let (spool, appender) = (self.clone(), appender.clone());
-            partitions.spawn(async move { spool.resend_partition(partition, &appender).await });
+            tasks.spawn(without_end(format!("sending partition {partition}"), move || {
+                let (spool, appender) = (spool.clone(), appender.clone());
+                async move { spool.resend_partition(partition, &appender).await }
+            }));
         }
+        tasks.spawn(without_end("tidying".into(), move || {
+            let spool = self.clone();
+            async move { spool.tend().await }
+        }));
+        // None of them ends.
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Looks after what is on the disk.
+    async fn tend(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             self.reopen().await;
@@ -70,35 +95,38 @@ impl Spool {
         let (old, young): (Vec<_>, Vec<_>) = records.into_iter().partition(|(due, _)| due.at < too_old);
         self.keep_aside(partition, old).await?;
 
+        let until = Instant::now() + SEND_WAIT;
         let mut sent = Vec::new();
+        let mut failed = None;
         for (due, value) in young {
             let (key, value) = raised(&value, due.attempt);
-            sent.push((due, appender.send_again(partition, key.as_ref(), value).await));
+            match in_time(until, appender.send_again(partition, key.as_ref(), value)).await {
+                Ok(acknowledgement) => sent.push((due, acknowledgement)),
+                Err(error) => {
+                    self.with(partition, |queue| queue.tried(due.offset));
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
+        // What was handed over behind one that fails may be in the log all the same: its answer is waited for as well, so
+        // that it is not sent again.
         for (due, acknowledgement) in sent {
-            let answer = match acknowledgement {
-                Ok(acknowledgement) => tokio::time::timeout(SEND_WAIT, acknowledgement).await,
-                Err(error) => Ok(Err(error)),
-            };
-            match answer {
-                Ok(Ok(_)) => {
+            match in_time(until, acknowledgement).await {
+                Ok(_) => {
                     // Dies the process here, it is sent once more.
                     faults::at(Point::SpoolSent);
                     self.0.sent_again.fetch_add(1, Ordering::Relaxed);
                     appender.again(partition);
                     self.first_send_ended(Place { partition, offset: due.offset }, true);
                 }
-                Ok(Err(error)) => {
+                Err(error) => {
                     self.with(partition, |queue| queue.tried(due.offset));
-                    return Err(error.into());
-                }
-                Err(_) => {
-                    self.with(partition, |queue| queue.tried(due.offset));
-                    return Err(SpoolError::TimedOut(SEND_WAIT));
+                    failed.get_or_insert(error);
                 }
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     async fn keep_aside(&self, partition: Partition, old: Vec<(Due, Bytes)>) -> Result<(), SpoolError> {
@@ -118,6 +146,25 @@ impl Spool {
             self.first_send_ended(Place { partition, offset: due.offset }, true);
         }
         Ok(())
+    }
+}
+
+/// What the log answers, if it does so before then.
+async fn in_time<T>(until: Instant, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, SpoolError> {
+    Ok(timeout_at(until, answer).await.map_err(|_| SpoolError::LogTimedOut(SEND_WAIT))??)
+}
+
+/// Does what does not end. Should it panic, that is said, and it begins again: what waits in the spool may not wait for an
+/// operator.
+async fn without_end<F: Future<Output = ()> + Send + 'static>(what: String, begin: impl Fn() -> F) {
+    loop {
+        // A set of one, which ends it when this is dropped.
+        let mut task = JoinSet::new();
+        task.spawn(begin());
+        if let Some(Err(error)) = task.join_next().await {
+            tracing::error!(what, %error, "the spool's work ended; it begins again");
+        }
+        tokio::time::sleep(PANIC_PAUSE).await;
     }
 }
 

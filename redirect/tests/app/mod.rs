@@ -45,6 +45,8 @@ pub struct TestLog {
     pub mode: watch::Sender<Mode>,
     /// A partition that takes and answers nothing, whatever the mode.
     pub stuck: watch::Sender<Option<Partition>>,
+    /// An impression whose clicks it takes and then denies, and has not.
+    pub denied: watch::Sender<Option<&'static str>>,
     /// Appends that were asked for, answered or not.
     pub asked: watch::Sender<usize>,
     records: Arc<Mutex<Vec<(Partition, Bytes)>>>,
@@ -65,7 +67,8 @@ impl TestLog {
 
     fn over(below: Option<(Arc<LocalLog>, Topic)>) -> Self {
         let (mode, asked) = (watch::Sender::new(Mode::Works), watch::Sender::new(0));
-        TestLog { mode, stuck: watch::Sender::new(None), asked, records: Arc::default(), below }
+        let (stuck, denied) = (watch::Sender::new(None), watch::Sender::new(None));
+        TestLog { mode, stuck, denied, asked, records: Arc::default(), below }
     }
 
     pub fn topic(&self) -> Topic {
@@ -115,6 +118,11 @@ impl Log for TestLog {
         let stopped = LogError::Stopped("the disk is full".into());
         if *mode.borrow() == Mode::Fails {
             return Err(stopped);
+        }
+        assert_ne!(*mode.borrow(), Mode::Panics, "a bug that a test wants");
+        let text = String::from_utf8(value.to_vec()).unwrap();
+        if self.denied.borrow().is_some_and(|denied| text.contains(&format!("\"{denied}\""))) {
+            return Ok(Box::pin(async { Err(stopped) }));
         }
         let records = self.records.clone();
         let mut stuck = self.stuck.subscribe();

@@ -95,6 +95,50 @@ async fn a_click_that_the_log_refused_is_sent_again_with_the_same_id_and_time() 
     }
 }
 
+/// Clicks of one partition wait, and the log denies one of them after it took it: those behind it arrive once.
+#[tokio::test]
+async fn a_click_that_fails_makes_none_behind_it_be_sent_again() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let app = start(log.clone(), &settings(dir.path())).await;
+    let of = |impression: &str| tally_log::partitioner::partition_of(impression.as_bytes(), PARTITIONS);
+    let others: Vec<_> =
+        (0..).map(|n| format!("imp_{n}")).filter(|name| of(name) == of("imp_denied")).take(9).collect();
+    log.mode.send_replace(Mode::Fails);
+    let (before, behind) = others.split_at(3);
+    for impression in before.iter().map(String::as_str).chain(["imp_denied"]).chain(behind.iter().map(String::as_str)) {
+        assert_eq!(app.get(&format!("/api/v1/click/{impression}?ad_id=ad_9")).await.status, 302);
+    }
+    log.denied.send_replace(Some("imp_denied"));
+    log.mode.send_replace(Mode::Works);
+    eventually("only that one waits", || waiting(&app) == 1).await;
+    // It is tried again meanwhile, some times.
+    let mut asked = log.asked.subscribe();
+    let now = *asked.borrow_and_update();
+    tokio::time::timeout(Duration::from_secs(60), asked.wait_for(|asked| *asked > now + 2)).await.unwrap().unwrap();
+    log.denied.send_replace(None);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    let attempts = attempts(&log);
+    assert_eq!(attempts.len(), 10);
+    assert!(attempts.values().all(|attempts| attempts.len() == 1), "{attempts:?}");
+    let order: Vec<_> = log.clicks().iter().map(|click| click.impression_id.to_string()).collect();
+    assert_eq!(order, [&others[..], &["imp_denied".to_owned()]].concat());
+}
+
+#[tokio::test]
+async fn a_panic_ends_no_partitions_sending() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let app = start(log.clone(), &settings(dir.path())).await;
+    log.mode.send_replace(Mode::Fails);
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    let mut asked = log.asked.subscribe();
+    log.mode.send_replace(Mode::Panics);
+    asked.mark_unchanged();
+    tokio::time::timeout(Duration::from_secs(60), asked.changed()).await.unwrap().unwrap();
+    log.mode.send_replace(Mode::Works);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    assert_eq!(attempts(&log).len(), 1);
+}
+
 #[tokio::test]
 async fn a_process_that_dies_leaves_its_clicks_to_the_next_one_and_in_order() {
     let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
