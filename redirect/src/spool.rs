@@ -2,7 +2,8 @@
 //!
 //! It is a local log of its own, with a topic of as many partitions as the clicks have, so that it is durable, ordered and
 //! checked in the same way. Beside it stands the file `sent`, which says up to where each partition was sent again and
-//! acknowledged. `resend` sends what is left; `aside` keeps what became too old for that.
+//! acknowledged. `resend` sends what is left; `aside` keeps what became too old for that; `probe` looks at the disk of a spool that
+//! nothing is put into.
 //!
 //! # What a crash means
 //!
@@ -12,6 +13,7 @@
 //! * after it was acknowledged, before `sent` says so: it is sent once more, which is the same.
 
 pub mod aside;
+mod probe;
 mod queue;
 mod resend;
 
@@ -21,8 +23,9 @@ use click::{Clock, Millis, Offset, Offsets, Partition};
 use faults::Point;
 use queue::Queue;
 use serde::{Deserialize, Serialize};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tally_log::durable::{self, checked};
@@ -139,6 +142,10 @@ pub struct Spool(Arc<Shared>);
 struct Shared {
     settings: SpoolSettings,
     clock: Arc<dyn Clock>,
+    /// As it was when this process opened it.
+    topic: Topic,
+    /// What a look at an idle spool's disk found to be wrong, if it did.
+    unfit: RwLock<Option<String>>,
     /// None after a failure, until it was opened again.
     open: RwLock<Result<Open, (String, Instant)>>,
     /// By partition.
@@ -156,8 +163,37 @@ struct Shared {
 #[derive(Clone)]
 struct Open {
     dir: PathBuf,
-    log: Arc<LocalLog>,
+    log: Arc<SpoolLog>,
     topic: Topic,
+}
+
+/// The spool's log. Its end waits until what was handed over is written. That is right when a process stops; but of one that
+/// was given up, whose disk may never answer, the end is waited for by a thread of its own: whoever is the last to let go of
+/// it may be answering clicks.
+struct SpoolLog {
+    log: Option<LocalLog>,
+    given_up: AtomicBool,
+}
+
+impl Deref for SpoolLog {
+    type Target = LocalLog;
+
+    fn deref(&self) -> &LocalLog {
+        self.log.as_ref().expect("it is taken out only when this is dropped")
+    }
+}
+
+impl Drop for SpoolLog {
+    fn drop(&mut self) {
+        let log = self.log.take();
+        if self.given_up.load(Ordering::Relaxed) {
+            // Dies the process before the end of it: nobody was answered for what it still writes.
+            let closing = std::thread::Builder::new().name("spool-end".into()).spawn(move || drop(log));
+            if let Err(error) = closing {
+                tracing::error!(%error, "no thread could be had to close the spool's log");
+            }
+        }
+    }
 }
 
 /// The file `sent`: a line of JSON, and one with its checksum.
@@ -191,6 +227,8 @@ impl Spool {
         for (partition, next) in (0..partitions).zip(next) {
             queues.push(Queue::read(&open, settings.dir.join(SENT), partition, next).await?);
         }
+        // Only now is this folder certainly nobody else's.
+        durable::remove_leftovers(&settings.dir)?;
         let aside = Aside::open(&settings.dir.join("aside"))?;
         let waiting: usize = queues.iter().map(Queue::len).sum();
         if waiting > 0 {
@@ -199,6 +237,8 @@ impl Spool {
         Ok(Spool(Arc::new(Shared {
             settings,
             clock,
+            topic: open.topic.clone(),
+            unfit: RwLock::default(),
             open: RwLock::new(Ok(open)),
             queues: Mutex::new(queues),
             aside,
@@ -264,6 +304,9 @@ impl Spool {
     /// Whether it can be written and has room; if not, why.
     pub fn ready(&self) -> Result<(), String> {
         self.current().map_err(|why| format!("the spool cannot be written: {why}"))?;
+        if let Some(why) = &*self.0.unfit.read().unwrap_or_else(PoisonError::into_inner) {
+            return Err(format!("the spool cannot be written: {why}"));
+        }
         let SpoolCounters { bytes, disk_bytes, .. } = self.counters();
         let (bytes_max, disk_bytes_max) = (self.0.settings.bytes_max, self.0.settings.disk_bytes_max());
         if bytes >= bytes_max / 100 * NEARLY_FULL {
@@ -319,12 +362,14 @@ impl Spool {
         let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
         if matches!(&*open, Ok(current) if Arc::ptr_eq(&current.log, &failed.log)) {
             tracing::error!(%error, "the spool cannot be written");
+            failed.log.given_up.store(true, Ordering::Relaxed);
             *open = Err((error.to_string(), Instant::now()));
         }
     }
 
-    /// Opens a spool that failed, if it is time to. What is found there that nobody knows of was not answered; it is sent
-    /// all the same, as it may be in the log all the same.
+    /// Opens a spool that failed, if it is time to. What waits in the queues is as it was: it was durable. What is found
+    /// beside it was not answered, and its browser was told so: this process leaves it alone, and the next one sends what of
+    /// it lies after what was sent. Both are right for a click that nobody was answered for.
     async fn reopen(&self) {
         let due = match &*self.0.open.read().unwrap_or_else(PoisonError::into_inner) {
             Err((_, at)) => at.elapsed() >= REOPEN_EVERY,
@@ -337,6 +382,14 @@ impl Spool {
         let opened = open_log(&self.0.settings, partitions, self.0.clock.clone()).await;
         let mut open = self.0.open.write().unwrap_or_else(PoisonError::into_inner);
         *open = match opened {
+            // The offsets that are known are none of this one's.
+            Ok(opened) if opened.topic != self.0.topic => {
+                let dir = opened.dir.display();
+                let why =
+                    format!("{dir} is not the spool that it was when this process began, which has to begin again");
+                opened.log.given_up.store(true, Ordering::Relaxed);
+                Err((why, Instant::now()))
+            }
             Ok(opened) => {
                 tracing::info!("the spool can be written again");
                 Ok(opened)
@@ -382,7 +435,7 @@ async fn open_log(settings: &SpoolSettings, partitions: Partition, clock: Arc<dy
     for repair in repairs {
         tracing::warn!(%repair, "the spool was repaired");
     }
-    let log = Arc::new(log);
+    let log = Arc::new(SpoolLog { log: Some(log), given_up: AtomicBool::new(false) });
     let topic = log.topic(TOPIC).await?;
     Ok(Open { dir, log, topic })
 }

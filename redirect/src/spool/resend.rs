@@ -8,6 +8,7 @@
 //! it each time. Clicks that find their partition taking clicks again go past the spool, and so past what waits in it.
 //! Nothing that is counted rests on more: of the clicks of an impression one is billed, in whatever order they come.
 
+use super::probe::Probe;
 use super::queue::Due;
 use super::{Open, Place, Spool, SpoolError, from};
 use crate::append::Appender;
@@ -56,9 +57,11 @@ impl Spool {
 
     /// Looks after what is on the disk.
     async fn tend(&self) {
+        let mut probe = Probe::default();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             self.reopen().await;
+            self.probe(&mut probe).await;
             if let Err(error) = self.tidy().await {
                 // What is kept too long is sent once more at the next start.
                 tracing::error!(%error, "the spool could not be tidied");

@@ -6,8 +6,8 @@ use redirect::spool::{Spool, SpoolCounters, SpoolSettings, aside};
 use redirect::{Settings, With};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tally_log::Log;
 use tally_log::local::LocalLog;
@@ -506,4 +506,116 @@ async fn a_death_after_a_segment_was_removed_loses_no_click() {
     let there: std::collections::BTreeSet<_> = clicks_on_disk(&local).await.into_iter().collect();
     let lost: Vec<_> = answered.iter().filter(|click| !there.contains(*click)).collect();
     assert!(lost.is_empty(), "{lost:?}");
+}
+
+/// Nobody clicks, and the spool's folder is gone: it is not ready before anybody does, and it is again when it is back.
+#[tokio::test]
+async fn a_spool_that_would_not_take_a_click_is_not_ready_before_one_comes() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let app = start(log.clone(), &settings).await;
+    assert_eq!(app.get("/readyz").await.status, 200);
+    let gone = dir.path().join("gone");
+    std::fs::rename(&settings.dir, &gone).unwrap();
+    eventually("it is not ready", || app.service.ready().is_err()).await;
+    let answer = app.get("/readyz").await;
+    assert_eq!(answer.status, 503);
+    let why = app.service.ready().unwrap_err();
+    assert!(why.starts_with("the spool cannot be written: cannot create ") && why.contains("/spool/"), "{why}");
+    std::fs::rename(&gone, &settings.dir).unwrap();
+    eventually("it is ready again", || app.service.ready().is_ok()).await;
+    assert!(!settings.dir.join("probe").exists(), "nothing stays of a look");
+    log.mode.send_replace(Mode::Fails);
+    assert_eq!(app.get(&click(1)).await.status, 302);
+}
+
+/// A clock that stands still for the thread that writes the spool, as a disk does that hangs.
+struct HangingClock {
+    clock: Arc<ManualClock>,
+    hangs: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl HangingClock {
+    fn hang(&self, hangs: bool) {
+        *self.hangs.lock().unwrap() = hangs;
+        self.changed.notify_all();
+    }
+}
+
+impl Clock for HangingClock {
+    fn now(&self) -> click::Millis {
+        if std::thread::current().name() == Some("log-clicks") {
+            drop(self.changed.wait_while(self.hangs.lock().unwrap(), |hangs| *hangs).unwrap());
+        }
+        self.clock.now()
+    }
+}
+
+/// On one thread, which answers everything, a spool's disk hangs: others are answered, and when the disk goes on it is used
+/// again, with what was answered before.
+#[test]
+fn a_spool_whose_disk_hangs_holds_up_nobody_and_is_opened_again() {
+    let clock = Arc::new(HangingClock { clock: noon(), hangs: Mutex::new(false), changed: Condvar::new() });
+    let (ended, end) = std::sync::mpsc::channel();
+    let hanging = clock.clone();
+    let test = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(on_a_disk_that_hangs(hanging));
+        ended.send(()).unwrap();
+    });
+    let in_time = end.recv_timeout(Duration::from_secs(60));
+    // Whoever still waits for the disk goes on, so that the failure is told.
+    clock.hang(false);
+    test.join().unwrap();
+    in_time.expect("the thread that answers waited for the disk");
+}
+
+async fn on_a_disk_that_hangs(clock: Arc<HangingClock>) {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let spool = open(&settings, clock.clone()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    let mut answered = vec![app.get(&click(1)).await];
+    clock.hang(true);
+    assert_eq!(app.get(&click(2)).await.status, 503, "neither log nor spool has it");
+    let why = app.service.ready().unwrap_err();
+    assert!(why.contains("the spool cannot be written: ") && why.contains("its disk does not answer"), "{why}");
+    assert_eq!(app.get(&click(3)).await.status, 503);
+    // The log is the better place, and needs no spool where it is not known to be stuck.
+    log.mode.send_replace(Mode::Works);
+    let of = |number: usize| tally_log::partitioner::partition_of(format!("imp_{number}").as_bytes(), PARTITIONS);
+    let free = (6..).find(|number| (1..=3).all(|stuck| of(stuck) != of(*number))).unwrap();
+    answered.push(app.get(&click(free)).await);
+    log.mode.send_replace(Mode::Fails);
+    clock.hang(false);
+    eventually("the spool is open again", || app.service.ready().is_ok()).await;
+    answered.push(app.get(&click(5)).await);
+    assert!(answered.iter().all(|answer| answer.status == 302), "{answered:?}");
+    log.mode.send_replace(Mode::Works);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    let mut there = attempts(&log);
+    // What hung was written after its browser was told that it may not be: it may be there, or not.
+    there.remove("imp_2");
+    assert_eq!(there.into_keys().collect::<Vec<_>>(), ["imp_1", "imp_5", &format!("imp_{free}")]);
+}
+
+/// While it hangs the spool is taken away: what waited is gone, and a new one's offsets are not taken for it.
+#[tokio::test]
+async fn another_spool_is_not_taken_for_the_one_that_failed() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let clock = Arc::new(HangingClock { clock: noon(), hangs: Mutex::new(false), changed: Condvar::new() });
+    let spool = open(&settings, clock.clone()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    clock.hang(true);
+    assert_eq!(app.get(&click(2)).await.status, 503);
+    std::fs::remove_dir_all(&settings.dir).unwrap();
+    clock.hang(false);
+    let says = |why: &str| app.service.ready().is_err_and(|error| error.contains(why));
+    eventually("it says so", || says("is not the spool that it was when this process began")).await;
+    assert_eq!(app.get(&click(1)).await.status, 503);
 }
