@@ -2,11 +2,11 @@
 //! before that: the first click that finds out is refused.
 
 use super::{Spool, SpoolError};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tally_log::durable::{self, FileError};
+use tally_log::durable::{self, File, FileError};
 use tokio::task::JoinHandle;
 
 /// How often, while nothing is put in and the last look was good. After a bad one it looks at once again.
@@ -41,7 +41,7 @@ impl Spool {
         }
         let looking = probe.looking.get_or_insert_with(|| {
             let path = self.0.settings.dir.join(FILE);
-            tokio::task::spawn_blocking(move || look(path))
+            tokio::task::spawn_blocking(move || look(&path))
         });
         let found = match tokio::time::timeout(PROBE_WAIT, &mut *looking).await {
             Ok(ended) => {
@@ -65,9 +65,16 @@ impl Spool {
     }
 }
 
-/// Dies the process in between, the file stays, and the next look replaces it.
-fn look(path: PathBuf) -> Result<(), FileError> {
+/// Dies the process in between, the file stays, and the next look removes it. Nothing of it has to be durable: the disk is
+/// asked to take it, as it will be for a click.
+fn look(path: &Path) -> Result<(), FileError> {
+    if path.exists() {
+        durable::remove_file(path)?;
+    }
     // A new file, which needs its own room, as those of the log will.
-    durable::write_aside(&path, &[b'.'; PROBE_BYTES])?;
-    durable::remove_file(&path)
+    let file = File::create_new(path)?;
+    let looked = file.write_all_at(&[b'.'; PROBE_BYTES], 0).and_then(|()| file.sync());
+    // What the disk said of a click is the one to tell.
+    let removed = durable::remove_file(path);
+    looked.and(removed)
 }
