@@ -229,7 +229,7 @@ impl Spool {
         }
         // Only now is this folder certainly nobody else's.
         durable::remove_leftovers(&settings.dir)?;
-        let aside = Aside::open(&settings.dir.join("aside"))?;
+        let aside = Aside::open(&settings.dir.join(aside::ASIDE))?;
         let waiting: usize = queues.iter().map(Queue::len).sum();
         if waiting > 0 {
             tracing::warn!(waiting, "clicks wait in the spool; they are sent again");

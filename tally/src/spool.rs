@@ -44,18 +44,25 @@ pub fn list(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Sends the clicks that are kept aside and were not counted. Each is looked up first: one whose record is there, or whose
-/// impression is billed, is not sent. The others are late, so that they become corrections of their minutes.
+/// Sends the clicks that are kept aside and were not counted. Each is looked up first: one whose record is there is not sent,
+/// nor a valid one whose impression is billed. It would be counted as nothing, but only while the claim of the click that is
+/// billed stands; after the dedup horizon it would be billed as well, and nobody knows how long the log takes. Its record is
+/// not lost: the file goes to the folder `aside/settled`, and stays there. The others are late, so that they become
+/// corrections of their minutes. An invalid one claims nothing, whenever it comes, and is sent as all others are.
 ///
 /// Dies it between a send and the end of its file, the file is gone through again: what was sent is found by its click id
-/// once it is final, and until then its claim is younger than the horizon.
+/// once it is final, and until then its claim is younger than the horizon. An invalid one may be logged twice, and counts
+/// nothing.
 ///
 /// # Errors
 /// If something cannot be read or sent. What was not sent stays aside.
 pub async fn send(dir: &Path, site: Site) -> Result<()> {
     let (log, warehouse) = site.open().await?;
     let [recorded, billed, sent] = send_all(dir, &*log, &warehouse, say).await?;
-    say(&format!("{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions"));
+    say(&format!(
+        "{sent} clicks were sent, {recorded} were there already, {billed} are of billed impressions and kept in {}",
+        aside::settled(dir).display()
+    ));
     Ok(())
 }
 
@@ -73,10 +80,12 @@ pub async fn send_all(dir: &Path, log: &dyn Log, warehouse: &Warehouse, tell: im
             let known = warehouse.known(&click.to_string(), event.impression_id.as_str()).await?;
             let (told, at) = match known {
                 Known::Recorded => ("is in the warehouse already", 0),
-                Known::Billed => ("is not sent: its impression is billed", 1),
-                Known::Unknown => ("is sent", 2),
+                Known::Billed if event.invalid_reason.is_none() => {
+                    ("is not sent: its impression is billed; its record stays in the folder aside/settled", 1)
+                }
+                Known::Billed | Known::Unknown => ("is sent", 2),
             };
-            if known == Known::Unknown {
+            if at == 2 {
                 let key = event.impression_id.clone();
                 let partition = partition_of(key.as_str().as_bytes(), topic.partitions);
                 let again = Event::Click(click::Click { attempt: event.attempt.saturating_add(1), ..event });
@@ -108,7 +117,7 @@ mod tests {
     use crate::config::Config;
     use crate::in_virtual_time::{by_minute, click, config, event, pass};
     use crate::machine::Machine;
-    use click::{Click, ManualClock};
+    use click::{Click, InvalidReason, ManualClock};
     use std::sync::Arc;
 
     fn aside(config: &Config, events: &[&Click]) -> PathBuf {
@@ -123,8 +132,8 @@ mod tests {
         dir
     }
 
-    /// Of a click whose record arrived after all, another of its impression, and one that never arrived, the last is
-    /// sent, once, and becomes a correction of its minute.
+    /// Of a click whose record arrived after all, another of its impression, an invalid one of it, and one that never arrived,
+    /// the last two are sent, once; the last becomes a correction of its minute, and the invalid one counts nothing.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn clicks_that_were_not_counted_become_corrections() {
         let dir = tempfile::tempdir().unwrap();
@@ -136,10 +145,13 @@ mod tests {
         drop(machine);
 
         let [billed, lost] = ["imp_1", "imp_2"].map(|impression| event(impression, from.plus(5_000)));
-        let folder = aside(&config, &[&recorded, &billed, &lost]);
+        let blocked = Click { invalid_reason: Some(InvalidReason::Blocked), ..event("imp_1", from.plus(6_000)) };
+        let folder = aside(&config, &[&recorded, &billed, &blocked, &lost]);
         list(&folder).unwrap();
         send(&folder, Site::Machine(Box::new(config.clone()))).await.unwrap();
         assert_eq!(aside::list(&folder).unwrap(), [], "it is settled");
+        let kept = std::fs::read_to_string(aside::settled(&folder).join("1.jsonl")).unwrap();
+        assert!(kept.contains(&billed.click_id.to_string()), "{kept}");
 
         let now = SystemClock.now().plus(1_000);
         clock.set(now);
@@ -148,6 +160,10 @@ mod tests {
         assert_eq!(by_minute(&machine.warehouse, from).await, [(0, 2, true)], "a final click and a correction to come");
         pass(&mut machine, &clock, now.plus(70_000)).await;
         assert_eq!(by_minute(&machine.warehouse, from).await, [(0, 2, false)]);
+        for (click, expected) in [(&recorded, Known::Recorded), (&billed, Known::Billed), (&blocked, Known::Recorded)] {
+            let known = machine.warehouse.known(&click.click_id.to_string(), "imp_1").await.unwrap();
+            assert_eq!(known, expected, "{click:?}");
+        }
         drop(machine);
         // What was sent is found, should its file come back.
         let folder = aside(&config, &[&lost]);

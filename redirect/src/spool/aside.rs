@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tally_log::durable::{self, checked};
 
+/// The folder of these files in a spool's, and that of those that need nothing more.
+pub(super) const ASIDE: &str = "aside";
 const SETTLED: &str = "settled";
 
 /// One click that is kept aside.
@@ -124,7 +126,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, durable::FileError> {
 /// # Errors
 /// Names the line that is not as it was written. Nothing is taken from the files then.
 pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Vec<Kept>)>, AsideError> {
-    let dir = dir.join("aside");
+    let dir = dir.join(ASIDE);
     let mut all = Vec::new();
     for file in files(&dir)? {
         let bytes = durable::read(&file)?;
@@ -136,6 +138,11 @@ pub fn list(dir: &Path) -> Result<Vec<(PathBuf, Vec<Kept>)>, AsideError> {
         all.push((file, kept));
     }
     Ok(all)
+}
+
+/// Where files go whose clicks need nothing more, in the spool's folder `dir`.
+pub fn settled(dir: &Path) -> PathBuf {
+    dir.join(ASIDE).join(SETTLED)
 }
 
 /// Puts a file away, all of whose clicks are in the log, or will never have to be.
