@@ -277,11 +277,14 @@ async fn a_flipped_bit_in_what_was_sent_hides_no_click() {
     let sent = settings.dir.join("sent");
     let app = start(log.clone(), &settings).await;
     log.mode.send_replace(Mode::Fails);
-    assert_eq!(app.get(&click(1)).await.status, 302);
+    for _ in 0..2 {
+        assert_eq!(app.get(&click(1)).await.status, 302);
+    }
     log.mode.send_replace(Mode::Works);
     eventually("the spool is empty", || waiting(&app) == 0).await;
     let one = tally_log::partitioner::partition_of(b"imp_1", PARTITIONS) as usize;
-    eventually("it is written down", || next_of(&sent).is_some_and(|next| next[one] == 1)).await;
+    // From 2 to 3, which would hide the one that follows, it is one bit.
+    eventually("it is written down", || next_of(&sent).is_some_and(|next| next[one] == 2)).await;
     log.mode.send_replace(Mode::Fails);
     assert_eq!(app.get(&click(1)).await.status, 302);
     app.kill().await;
@@ -302,13 +305,13 @@ async fn a_flipped_bit_in_what_was_sent_hides_no_click() {
     // Nor does one that is whole, and cannot be true.
     let json = std::str::from_utf8(&whole).unwrap().lines().next().unwrap();
     let mut beyond: serde_json::Value = serde_json::from_str(json).unwrap();
-    beyond["next"][one] = 3.into();
+    beyond["next"][one] = 4.into();
     std::fs::write(&sent, tally_log::durable::checked::with_sum(&beyond.to_string())).unwrap();
     let error = Spool::open(settings.clone(), PARTITIONS, noon()).await.err().unwrap().to_string();
     assert!(error.contains("spool/sent is damaged: it says that partition"), "{error}");
     // What the message advises.
     std::fs::remove_file(&sent).unwrap();
-    assert_eq!(open(&settings, noon()).await.counters().records, 2);
+    assert_eq!(open(&settings, noon()).await.counters().records, 3);
 }
 
 /// By partition what the file `sent` says, if it is there.
