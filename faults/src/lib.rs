@@ -2,17 +2,22 @@
 //! double. They are named here and passed in the code, so that a proof can die at each of them.
 //!
 //! With `TALLY_DIE_AT=point` or `point:n` in its environment a process ends without a goodbye when it comes to that point
-//! for the n-th time. Without it, which is always outside of proofs, passing a point is one load of memory.
+//! for the n-th time. With `TALLY_PASSES=file` it writes down there, a line each, what it passes, so that a proof knows which
+//! points it came to. Without them, which is always outside of proofs, passing a point is one load of memory.
 
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The variable that names the point at which to die.
 pub const DIE_AT: &str = "TALLY_DIE_AT";
+/// The variable that names the file in which passes are written down.
+pub const PASSES: &str = "TALLY_PASSES";
 
 macro_rules! points {
     ($($point:ident $name:literal $what:literal,)*) => {
@@ -113,28 +118,46 @@ impl FromStr for Armed {
     }
 }
 
-static ARMED: OnceLock<Option<Armed>> = OnceLock::new();
+/// What a process under proof does when it passes a point.
+struct Watch {
+    armed: Option<Armed>,
+    passes: Option<File>,
+}
+
+static WATCH: OnceLock<Option<Watch>> = OnceLock::new();
 
 /// Passes a commit point. The process ends here if it was told to.
 #[inline]
 pub fn at(point: Point) {
-    if let Some(armed) = ARMED.get_or_init(from_environment) {
-        pass(armed, point);
+    if let Some(watch) = WATCH.get_or_init(from_environment) {
+        pass(watch, point);
     }
 }
 
-fn from_environment() -> Option<Armed> {
-    let text = std::env::var(DIE_AT).ok()?;
-    match text.parse() {
-        Ok(armed) => Some(armed),
+fn from_environment() -> Option<Watch> {
+    let armed = std::env::var(DIE_AT).ok().map(|text| match text.parse() {
+        Ok(armed) => armed,
         // A proof that does not die where it should would prove nothing.
         Err(error) => die(&format!("{DIE_AT}: {error}")),
-    }
+    });
+    let passes = std::env::var_os(PASSES).map(|path| match File::options().append(true).create(true).open(&path) {
+        Ok(file) => file,
+        Err(error) => die(&format!("{PASSES}: {}: {error}", path.display())),
+    });
+    (armed.is_some() || passes.is_some()).then_some(Watch { armed, passes })
 }
 
 #[cold]
-fn pass(armed: &Armed, point: Point) {
-    if armed.point == point && armed.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+fn pass(watch: &Watch, point: Point) {
+    if let Some(mut passes) = watch.passes.as_ref()
+        && let Err(error) = passes.write_all(format!("{point}\n").as_bytes())
+    {
+        die(&format!("{PASSES}: {error}"));
+    }
+    if let Some(armed) = &watch.armed
+        && armed.point == point
+        && armed.left.fetch_sub(1, Ordering::SeqCst) == 1
+    {
         die(&format!("died at {point}, as {DIE_AT} says"));
     }
 }
