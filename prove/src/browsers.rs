@@ -1,7 +1,7 @@
 //! The world outside: browsers, and what they were told.
 
 use crate::generator::{CHANGED, How, PEOPLE, Request, Through};
-use crate::judge::Judge;
+use crate::judge::{Judge, Times, minutes};
 use click::{ClickId, Millis, Minute};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -9,11 +9,40 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// How far the clock of the second redirect is ahead, in milliseconds.
+/// How far the clock of the second redirect is ahead, in milliseconds, where it is not told to differ otherwise.
 pub const AHEAD_MS: i64 = 7_000;
 
 /// The redirects of a site: the plain one, the one whose clock is ahead, and the slow one.
 pub type Redirects = [SocketAddr; 3];
+
+/// What is known of clocks and of the site when a request is sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// By the plain redirect's clock.
+    pub now: Millis,
+    /// The latest that any clock has been: the log's time does not go back with its clock.
+    pub latest: Millis,
+    /// How far the clock may go on until a request is answered that somebody waits for.
+    pub passes_ms: i64,
+    /// How far it may do so until one comes in that nobody waits for.
+    pub unwatched_ms: i64,
+    /// How far the log's clock may have gone back when a click comes from a spool.
+    pub back_ms: i64,
+    /// How far the clock of the second redirect is from the plain one's.
+    pub skew_ms: i64,
+    /// Whether nothing keeps the site from taking every click.
+    pub takes_all: bool,
+}
+
+impl Moment {
+    /// The minutes of which one is the click's.
+    fn minutes(&self, skew_ms: i64, passes_ms: i64) -> Vec<Minute> {
+        let (first, last) = (self.now.plus(skew_ms.min(0)), self.now.plus(passes_ms));
+        // Ahead, the log's time is the click's.
+        let recorded = if skew_ms > 0 { self.latest.min(last.plus(skew_ms)) } else { last };
+        minutes(first, last.max(recorded))
+    }
+}
 
 /// Browsers that click on the ads of a catalog.
 pub struct Browsers {
@@ -72,16 +101,14 @@ impl Browsers {
             && matches!(request.how, How::Get | How::Post | How::GoneAway)
     }
 
-    /// Sends a request at `now` by the plain redirect's clock and remembers the answer. The future ends when the answer
-    /// is there; meanwhile the clock may go on by `step_ms`.
+    /// Sends a request and remembers the answer. The future ends when the answer is there.
     ///
     /// # Errors
-    /// The future's: an answer that no redirect may give.
+    /// The future's: an answer that no redirect may give, or none where nothing keeps it from one.
     pub fn send(
         &self,
         redirects: &Redirects,
-        now: Millis,
-        step_ms: i64,
+        moment: Moment,
         request: Request,
     ) -> impl Future<Output = Result<(), String>> + Send + 'static {
         let dimensions = self.dimensions(&request);
@@ -91,16 +118,16 @@ impl Browsers {
             Through::Ahead => redirects[1],
             Through::Slow(_) => redirects[2],
         };
-        let path = self.path(&request, now);
+        let skew_ms = if request.through == Through::Ahead { moment.skew_ms } else { 0 };
+        // Who signs has the clock of the redirect that he signs for.
+        let path = self.path(&request, moment.now.plus(skew_ms));
         let (client, judge) = (self.client.clone(), self.judge.clone());
-        let ahead = if request.through == Through::Ahead { AHEAD_MS } else { 0 };
+        let doubtful = request.person == Some(CHANGED);
         async move {
-            // A clock ahead of the log's is cut back to the log's; while this waits both may go on.
+            let is_slow = matches!(request.through, Through::Slow(_));
             // Nobody waits for who goes away or is slow: the clock goes on before such a click comes in.
-            let steps =
-                if request.how == How::GoneAway || matches!(request.through, Through::Slow(_)) { 90 } else { 2 };
-            let mut minutes: Vec<Minute> = (0..=steps).map(|step| now.plus(step * step_ms).minute()).collect();
-            minutes.dedup();
+            let is_watched = request.how != How::GoneAway && !is_slow;
+            let minutes = moment.minutes(skew_ms, if is_watched { moment.passes_ms } else { moment.unwatched_ms });
             if eligible {
                 lock(&judge).sent(&request.impression, &minutes, &dimensions);
             }
@@ -134,25 +161,27 @@ impl Browsers {
                         answer.headers().get("x-click-id").and_then(|id| id.to_str().ok()?.parse::<ClickId>().ok());
                     let Some(id) = id else { return Err(format!("the answer to {path} does not name its click")) };
                     let mut judge = lock(&judge);
-                    match eligible {
-                        true if matches!(request.through, Through::Slow(_)) => {
-                            judge.came(&request.impression, &minutes, &dimensions);
-                            judge.spooled(&request.impression, id, &dimensions, request.person == Some(CHANGED));
-                        }
-                        true => {
-                            judge.came(&request.impression, &minutes, &dimensions);
-                            judge.answered_at(&request.impression, id, ahead, &dimensions);
-                            if request.person == Some(CHANGED) {
-                                judge.doubt(&request.impression);
-                            }
-                        }
-                        false => judge.ineligible += 1,
+                    if !eligible {
+                        judge.ineligible += 1;
+                        return Ok(());
+                    }
+                    judge.came(&request.impression, &minutes, &dimensions);
+                    if is_slow {
+                        judge.spooled(&request.impression, id, moment.back_ms, &dimensions, doubtful);
+                    } else {
+                        let latest = moment.latest.max(moment.now.plus(moment.passes_ms));
+                        let times = Times::of(id.at(), skew_ms, latest);
+                        judge.answered_at(&request.impression, id, times, &dimensions, doubtful);
                     }
                 }
-                // The system said that it could not, or went away: the click may be in the log or not.
-                Ok(answer) if answer.status().as_u16() != 503 => {
+                Ok(answer) if answer.status().as_u16() != 503 || moment.takes_all => {
                     return Err(format!("{path} was answered {}, and not {expected}", answer.status()));
                 }
+                // A life ends before what is slow is answered.
+                Err(error) if moment.takes_all && is_watched => {
+                    return Err(format!("{path} has no answer: {error}"));
+                }
+                // The system said that it could not, or went away: the click may be in the log or not.
                 Ok(_) | Err(_) => {}
             }
             Ok(())
@@ -187,4 +216,54 @@ impl Browsers {
 
 fn lock(judge: &Mutex<Judge>) -> MutexGuard<'_, Judge> {
     judge.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::Sign;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    const CATALOG: &str = "ad_id,campaign_id,publisher_id,advertiser_id,landing_page,state\n\
+                           ad_1,cmp_1,pub_1,adv_1,http://127.0.0.1/,active\n";
+
+    /// Whether an answer is taken for one that a site may give.
+    async fn is_taken(answer: &'static str, takes_all: bool) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let site = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a browser");
+            stream.read(&mut [0; 4096]).await.expect("a request");
+            stream.write_all(answer.as_bytes()).await.expect("an answer");
+        });
+        let catalog = redirect::Catalog::parse("catalog.csv", CATALOG).expect("a catalog");
+        let browsers = Browsers::new(&catalog, false).expect("a client");
+        let now = Millis::new(1_776_686_400_000);
+        let moment =
+            Moment { now, latest: now, passes_ms: 0, unwatched_ms: 0, back_ms: 0, skew_ms: AHEAD_MS, takes_all };
+        let request = Request {
+            at_ms: 0,
+            impression: "imp".into(),
+            ad: 0,
+            person: Some(0),
+            country: "DE",
+            through: Through::Plain,
+            how: How::Get,
+            sign: Sign::Good,
+            names_publisher: false,
+        };
+        let taken = browsers.send(&[address; 3], moment, request).await;
+        site.await.expect("a site");
+        taken.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_needs_a_fault() {
+        const REFUSED: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+        const WRONG: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
+        assert!(is_taken(REFUSED, false).await && !is_taken(REFUSED, true).await);
+        assert!(is_taken("", false).await && !is_taken("", true).await, "no answer at all");
+        assert!(!is_taken(WRONG, false).await && !is_taken(WRONG, true).await);
+    }
 }

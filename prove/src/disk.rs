@@ -162,6 +162,27 @@ impl Disk {
         [("POWER_CUT_ROOT", &self.root), ("POWER_CUT_JOURNAL", &self.journal), ("POWER_CUT_SAVED", &self.saved)]
     }
 
+    /// Where processes write down the commit points that they pass; outside of what is under power.
+    pub fn passes(&self) -> PathBuf {
+        self.journal.with_file_name("passes")
+    }
+
+    /// What they passed since the last look, and how often.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn take_passes(&self) -> Result<std::collections::BTreeMap<String, u64>> {
+        let mut passes = std::collections::BTreeMap::new();
+        let path = self.passes();
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(passes),
+            read => read.with_context(|| path.display().to_string())?,
+        };
+        text.lines().for_each(|point| *passes.entry(point.to_string()).or_default() += 1);
+        fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        Ok(passes)
+    }
+
     fn lines(&self) -> Result<Vec<Line>> {
         match fs::read(&self.journal) {
             Ok(bytes) => Ok(parse(&bytes)?.0),

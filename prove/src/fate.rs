@@ -1,5 +1,6 @@
 //! What happens to a process in one of its lives, and between two of them.
 
+use crate::browsers::AHEAD_MS;
 use crate::disk::Cut;
 use faults::Point;
 use rand::Rng;
@@ -23,8 +24,32 @@ pub enum Fault {
     AfterSync(u64, u64),
     /// It dies before the n-th fsync of what that kind is of that something was done to.
     BeforeSync(u64),
-    /// It stands still for so many milliseconds and goes on.
-    Stands(u64),
+    /// It stands still for so many milliseconds while requests are under way, and so much time goes by meanwhile.
+    Stands { ms: u64, passes_ms: i64 },
+}
+
+impl Fault {
+    /// Whether nothing keeps a process from doing what it is told, and from answering.
+    pub fn is_none(self) -> bool {
+        matches!(self, Fault::None | Fault::Stands { .. })
+    }
+
+    /// Whether the disk takes or keeps less than it is given: then parts may fail with a message.
+    pub fn is_of_disk(self) -> bool {
+        matches!(self, Fault::Full(..) | Fault::SyncFails(..))
+    }
+
+    /// As it is counted.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Fault::None => "kill",
+            Fault::At(..) => "death at a commit point",
+            Fault::Change(_) | Fault::AfterSync(..) | Fault::BeforeSync(_) => "death at a change",
+            Fault::Full(..) => "disk full",
+            Fault::SyncFails(..) => "failed fsync",
+            Fault::Stands { .. } => "stand-still",
+        }
+    }
 }
 
 /// One life and what follows it.
@@ -39,6 +64,10 @@ pub struct Fate {
     pub away_ms: i64,
     /// How far the clock jumps meanwhile, beside that.
     pub clock_ms: i64,
+    /// How far it jumps within the life, and at which of its steps.
+    pub leap: Option<(i64, i64)>,
+    /// How far the clock of the second redirect is from the log's.
+    pub skew_ms: i64,
 }
 
 impl Fate {
@@ -46,7 +75,7 @@ impl Fate {
     pub fn draw(rng: &mut impl Rng, steps_max: i64) -> Fate {
         let fault = match rng.random_range(0..10) {
             0 => Fault::None,
-            1 => Fault::Stands(rng.random_range(1..300)),
+            1 => Fault::Stands { ms: rng.random_range(1..300), passes_ms: *STOPS_MS.choose(rng).unwrap_or(&0) },
             2 => Fault::Full(rng.random_range(1..3_000), rng.random_range(1..200)),
             3 => {
                 let (of, often) = *STORES.choose(rng).unwrap_or(&("", 1));
@@ -62,9 +91,13 @@ impl Fate {
             }
             _ => Fault::Change(rng.random_range(1..2_500)),
         };
+        let steps = rng.random_range(1..=steps_max.max(1));
+        let leap_ms = *[0, 0, 0, 0, -2_000, -2_000, -60_000, 3_600_000].choose(rng).unwrap_or(&0);
         Fate {
             fault,
-            steps: rng.random_range(1..=steps_max.max(1)),
+            steps,
+            leap: (leap_ms != 0).then(|| (rng.random_range(0..steps), leap_ms)),
+            skew_ms: *SKEWS_MS.choose(rng).unwrap_or(&AHEAD_MS),
             power_cut: rng.random_bool(0.5).then(|| Cut::draw(rng)),
             away_ms: *[0, 0, 0, 0, 1_000, 60_000, 420_000, 4_200_000].choose(rng).unwrap_or(&0),
             clock_ms: *[0, 0, 0, 0, 0, 0, -2_000, -60_000, 3_600_000].choose(rng).unwrap_or(&0),
@@ -81,9 +114,16 @@ impl Fate {
             _ => Fault::None,
         };
         let steps = rng.random_range(1..=steps_max.max(1));
-        Fate { fault, steps, power_cut: Some(Cut::draw(rng)), away_ms: 0, clock_ms: 0 }
+        let power_cut = Some(Cut::draw(rng));
+        Fate { fault, steps, power_cut, away_ms: 0, clock_ms: 0, leap: None, skew_ms: AHEAD_MS }
     }
 }
+
+/// How much time goes by while a process stands still: none that matters, a second, more than lateness and slack together.
+const STOPS_MS: [i64; 4] = [200, 1_000, 2_500, 75_000];
+
+/// How far two clocks are apart.
+const SKEWS_MS: [i64; 5] = [AHEAD_MS, AHEAD_MS, -2_000, -60_000, 3_600_000];
 
 /// Whose fsyncs fail, by the beginning of their kind, and how many of them a life has at most in about two of three cases.
 const STORES: &[(&str, u64)] = &[("", 1_000), ("runner/claims/", 30), ("warehouse/", 200), ("spool/", 60)];
@@ -127,7 +167,7 @@ impl fmt::Display for Fate {
             Fault::SyncFails(n, of) => write!(f, "fsync {n} in {of} fails")?,
             Fault::AfterSync(n, more) => write!(f, "death {more} changes after fsync {n} of the kind")?,
             Fault::BeforeSync(n) => write!(f, "death before fsync {n} of what the kind is of")?,
-            Fault::Stands(ms) => write!(f, "{ms} ms of standing still")?,
+            Fault::Stands { ms, passes_ms } => write!(f, "{ms} ms of standing still, {passes_ms} ms by the clock")?,
         }
         write!(f, " within {} steps", self.steps)?;
         if let Some(cut) = self.power_cut {
@@ -136,8 +176,14 @@ impl fmt::Display for Fate {
         if self.away_ms > 0 {
             write!(f, ", {} s down", self.away_ms / 1_000)?;
         }
+        if let Some((step, ms)) = self.leap {
+            write!(f, ", clock {:+} s at step {step}", ms / 1_000)?;
+        }
+        if self.skew_ms != AHEAD_MS {
+            write!(f, ", a redirect {:+} s", self.skew_ms / 1_000)?;
+        }
         if self.clock_ms != 0 {
-            write!(f, ", clock {:+} s", self.clock_ms / 1_000)?;
+            write!(f, ", then clock {:+} s", self.clock_ms / 1_000)?;
         }
         Ok(())
     }

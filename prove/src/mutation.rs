@@ -1,6 +1,7 @@
 //! Whether an fsync is needed: a process that leaves out one kind of them dies where the next would come to its help, and a
 //! power cut takes what it should have kept. A kind that can be left out without harm is redundant, or the proof is blind.
 
+use crate::browsers::AHEAD_MS;
 use crate::disk::Cut;
 use crate::fate::{Fate, Fault};
 use rand::rngs::StdRng;
@@ -52,5 +53,7 @@ fn fate(fault: Fault, power_cut: Option<Cut>, rng: &mut StdRng) -> Fate {
         // Long enough for minutes to become final, and sometimes for segments to be removed.
         away_ms: *[0, 70_000, 70_000, 4_200_000].choose(rng).unwrap_or(&0),
         clock_ms: 0,
+        leap: None,
+        skew_ms: AHEAD_MS,
     }
 }

@@ -1,17 +1,19 @@
 //! One seeded run: a world of browsers, a site that dies many deaths, and the oracle.
 
-use crate::browsers::Browsers;
-use crate::damage::Damage;
+mod end;
+mod life;
+
+use crate::browsers::{AHEAD_MS, Browsers};
+use crate::census::Census;
 use crate::disk::Disk;
 use crate::fate::{Fate, Fault};
-use crate::generator::{Request, Through, generate};
-use crate::judge::Judge;
-use crate::reports::Reports;
+use crate::finality::Finality;
+use crate::generator::{Request, generate};
 use crate::site::{Outcome, Setting, Site, Start, StillBorn, Word};
 use anyhow::{Context, Result, bail, ensure};
 use click::{Clock, Millis, SystemClock};
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use life::Going;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
@@ -26,14 +28,9 @@ pub const SLACK_MS: i64 = 10_000;
 const STEP_MS: i64 = 1_000;
 const OVER_MS: i64 = 4 * 60_000;
 const REQUESTS: usize = 2_400;
-/// Requests of a step that are under way at once.
-const AT_ONCE: usize = 32;
-
 const RESULT_TOPICS: [&str; 2] = ["raw_clicks", "clicks_by_minute"];
 /// So many lives in which no fsync of its kind is done end an attempt: it was one of a first start.
 const IDLE_MAX: usize = 4;
-/// How often the spool may need virtual time to go on before it is empty.
-const DRAINS_MAX: usize = 20;
 
 /// Which fates a run draws.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +55,7 @@ pub struct Done {
     pub fates: Vec<String>,
     /// Whether URLs were signed.
     pub signed: bool,
-    /// Clicks that waited in the spool for too long, and were sent by hand.
-    pub aside: usize,
+    pub census: Census,
     /// How often result topics expired.
     pub expired: usize,
     /// Kinds of fsync that were done, and how often.
@@ -77,10 +73,19 @@ pub struct Done {
 pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::Catalog, disk: &Disk) -> Result<Done> {
     let mut rng = StdRng::seed_from_u64(seed);
     let signed = rng.random_bool(0.4);
+    let steps = OVER_MS / STEP_MS;
+    // All of them before anything happens: how long something takes changes none. No life is shorter than a step.
+    let fates: Vec<Fate> = match kind {
+        Kind::Lives(fates) => fates.clone(),
+        Kind::All => (0..steps).map(|_| Fate::draw(&mut rng, steps / 4)).collect(),
+        Kind::PowerCuts => (0..steps).map(|_| Fate::draw_power_cut(&mut rng, steps / 6)).collect(),
+    };
+    let change_at = rng.random_bool(0.6).then(|| rng.random_range(1..steps));
+    let goes_back = |fate: &Fate| fate.clock_ms < 0 || fate.leap.is_some_and(|(_, ms)| ms < 0);
     let browsers = Browsers::new(catalog, signed)?;
     let requests = generate(seed, REQUESTS, OVER_MS, browsers.ads(), LATENESS_MS, signed);
     let mut run = Run {
-        rng,
+        seed,
         setting,
         disk,
         browsers,
@@ -88,15 +93,17 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
         waiting: FuturesUnordered::new(),
         now: Millis::new(T0),
         latest: Millis::new(T0),
-        back: false,
-        change_at: None,
+        goes_back: fates.iter().any(goes_back),
+        life: QUIET,
+        finality: Finality::default(),
+        change_at,
         again: false,
         expires: *kind == Kind::All,
         // With few steps, more happens in each of them.
         idle: if matches!(kind, Kind::Lives(_)) { 14 } else { 40 },
         done: Done { signed, ..Done::default() },
     };
-    match run.all(kind).await {
+    match run.all(kind, fates).await {
         Ok(()) => Ok(run.done),
         Err(error) => {
             run.done.fates.push(format!("wrong at {}", run.now));
@@ -105,8 +112,23 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
     }
 }
 
+/// A life that meets nothing.
+const QUIET: Fate =
+    Fate { fault: Fault::None, steps: 0, power_cut: None, away_ms: 0, clock_ms: 0, leap: None, skew_ms: AHEAD_MS };
+
+/// What something random is drawn for: each has numbers of its own, by seed, life and step, so that one that is drawn or not
+/// changes no other.
+#[derive(Debug, Clone, Copy)]
+enum Draw {
+    Words,
+    StandsStill,
+    Cut,
+    Damage,
+    StartsWithoutResults,
+}
+
 struct Run<'a> {
-    rng: StdRng,
+    seed: u64,
     setting: &'a Setting,
     disk: &'a Disk,
     browsers: Browsers,
@@ -116,8 +138,12 @@ struct Run<'a> {
     now: Millis,
     /// The latest that any clock has been: the log's time does not go back with it.
     latest: Millis,
-    /// Whether the clock has gone back: then nobody's may be ahead, for which of two times is the earlier is not known.
-    back: bool,
+    /// Whether a clock goes back in this run.
+    goes_back: bool,
+    /// What the life that goes on is about.
+    life: Fate,
+    /// What was final at the last look.
+    finality: Finality,
     /// The step after which the next life has changed rules.
     change_at: Option<i64>,
     /// Whether result topics expired, so that the next life that comes up has to deploy again.
@@ -129,45 +155,30 @@ struct Run<'a> {
     done: Done,
 }
 
-/// How a life is going.
-#[derive(Debug, PartialEq, Eq)]
-enum Going {
-    On,
-    Over,
-}
-
 impl Run<'_> {
-    async fn all(&mut self, kind: &Kind) -> Result<()> {
+    async fn all(&mut self, kind: &Kind, fates: Vec<Fate>) -> Result<()> {
         let steps = OVER_MS / STEP_MS;
-        if self.rng.random_bool(0.6) {
-            self.change_at = Some(self.rng.random_range(1..steps));
-        }
-        let mut planned = if let Kind::Lives(lives) = kind { lives.iter() } else { [].iter() };
+        let mut fates = fates.into_iter();
         let mut step = 0;
         while step < steps {
-            let fate = match kind {
-                Kind::Lives(_) => match planned.next() {
-                    Some(fate) => *fate,
-                    None => break,
-                },
-                Kind::All => Fate::draw(&mut self.rng, steps / 4),
-                Kind::PowerCuts => Fate::draw_power_cut(&mut self.rng, steps / 6),
-            };
+            let Some(fate) = fates.next() else { break };
             let mut told = fate.to_string();
+            self.count(&fate);
             let changes = !self.browsers.changed && self.change_at.is_some_and(|at| step >= at);
-            if let Some(mut site) = self.start(fate.fault, changes).await? {
-                let stands = self.rng.random_range(0..fate.steps);
+            if let Some(mut site) = self.start(fate, changes).await? {
+                let stands_at = self.rng(Draw::StandsStill, 0).random_range(0..fate.steps);
                 for lived in 0..fate.steps {
                     if step >= steps {
                         break;
                     }
-                    if let (Fault::Stands(ms), true) = (fate.fault, lived == stands) {
-                        site.stand_still(ms).await?;
-                    }
                     step += 1;
-                    if self.step(&mut site, step).await.with_context(|| format!("in a life with {fate}"))?
-                        == Going::Over
-                    {
+                    let stands = match fate.fault {
+                        Fault::Stands { ms, passes_ms } if lived == stands_at => Some((ms, passes_ms)),
+                        _ => None,
+                    };
+                    let leap_ms = fate.leap.filter(|(at, _)| *at == lived).map(|(_, ms)| ms);
+                    let going = self.step(&mut site, step, leap_ms, stands).await;
+                    if going.with_context(|| format!("in a life with {fate}"))? == Going::Over {
                         break;
                     }
                 }
@@ -181,7 +192,7 @@ impl Run<'_> {
                 break;
             }
             // Without the rows that expired no number can be told, damaged or not.
-            if *kind == Kind::All && !self.again && self.rng.random_bool(0.3) {
+            if *kind == Kind::All && !self.again && self.rng(Draw::Damage, 0).random_bool(0.5) {
                 self.damage().await?;
             }
         }
@@ -193,13 +204,30 @@ impl Run<'_> {
         Ok(())
     }
 
+    fn rng(&self, what: Draw, step: i64) -> StdRng {
+        let place = (self.done.lives as u64) << 40 | (step as u64) << 8 | what as u64;
+        // The upper bits of a seed are free: seeds are counted from small numbers on.
+        StdRng::seed_from_u64(self.seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn count(&mut self, fate: &Fate) {
+        let mut met = vec![fate.fault.kind()];
+        met.extend(fate.power_cut.map(|_| "power cut"));
+        met.extend((fate.clock_ms != 0).then_some("clock step between lives"));
+        met.extend(fate.leap.map(|_| "clock step in a life"));
+        met.extend((fate.skew_ms != AHEAD_MS).then_some("redirect apart by -2 s, -1 min or +1 h"));
+        met.extend((fate.away_ms > 0).then_some("down"));
+        met.into_iter().for_each(|what| *self.done.census.faults.entry(what).or_default() += 1);
+    }
+
     /// A life that may be over before it is ready, if it is to meet a fault.
-    async fn start(&mut self, fault: Fault, changes: bool) -> Result<Option<Site>> {
+    async fn start(&mut self, fate: Fate, changes: bool) -> Result<Option<Site>> {
         self.done.lives += 1;
-        if self.again && self.rng.random_bool(0.3) {
+        if self.again && self.rng(Draw::StartsWithoutResults, 0).random_bool(0.3) {
             self.start_without_results().await?;
         }
-        let start = Start { again: self.again, ..self.plain_start(changes, fault) };
+        self.life = fate;
+        let start = Start { again: self.again, ..self.plain_start(changes, fate.fault) };
         match Site::start(self.setting, self.disk, start).await? {
             Ok(site) => {
                 self.again = false;
@@ -209,40 +237,36 @@ impl Run<'_> {
                 }
                 Ok(Some(site))
             }
-            Err(_) if !matches!(fault, Fault::None | Fault::Stands(_)) => Ok(None),
-            Err(StillBorn(why)) => bail!("it does not start, and nothing keeps it from it: {why}"),
+            Err(StillBorn(why)) => {
+                ensure!(!fate.fault.is_none(), "it does not start, and nothing keeps it from it: {why}");
+                end::ensure_calm(fate.fault, &why)?;
+                Ok(None)
+            }
         }
     }
 
     fn plain_start(&self, changes: bool, fault: Fault) -> Start<'_> {
         let Setting { pipelines, changed, .. } = self.setting;
         let pipelines = if changes || self.browsers.changed { changed } else { pipelines };
-        Start { pipelines, now: self.now, fault, signed: self.browsers.signed, again: false }
+        let (signed, skew_ms) = (self.browsers.signed, self.life.skew_ms);
+        Start { pipelines, now: self.now, fault, signed, again: false, skew_ms }
     }
 
     /// After result topics expired, a start as any other says which, or does not need what is gone.
     async fn start_without_results(&mut self) -> Result<()> {
-        self.done.lives += 1;
-        let named = |said: &str| {
-            ensure!(
-                RESULT_TOPICS.iter().any(|topic| said.contains(topic)),
-                "it does not say which topic expired: {said}"
-            );
-            ensure!(!said.contains("panicked"), "it panicked: {said}");
-            Ok(())
-        };
         let mut site = match Site::start(self.setting, self.disk, self.plain_start(false, Fault::None)).await? {
             Ok(site) => site,
             Err(StillBorn(said)) => {
                 self.done.fates.push("refused to start without results".into());
-                return named(&said);
+                return ensure_expired(&said);
             }
         };
         let settled = site.tell(Word::Settle).await?;
         let known = self.browsers.judge().clone();
+        self.life = QUIET;
         let checked = match settled {
             Outcome::Done => self.look(&site, &known).await.map(|_| ()),
-            Outcome::Failed(why) => named(&why),
+            Outcome::Failed(why) => ensure_expired(&why),
             Outcome::Dead => bail!("it died without results"),
         };
         site.kill().await;
@@ -256,249 +280,25 @@ impl Run<'_> {
             Err(error) if error.downcast_ref::<reqwest::Error>().is_some() => return Ok(false),
             Err(error) => return Err(error),
         };
-        self.browsers.judge().change(through.minute(), self.back);
+        // The last closing ended where no record can come any more that was on time for its last minute.
+        self.browsers.judge().change(through.plus(LATENESS_MS + SLACK_MS));
         self.browsers.changed = true;
         self.done.fates.push(format!("changed rules from {through} on"));
+        *self.done.census.faults.entry("changed rules").or_default() += 1;
         Ok(true)
-    }
-
-    /// A second of the world. Something may fail without a word only where a fault is about.
-    async fn step(&mut self, site: &mut Site, step: i64) -> Result<Going> {
-        self.pass(STEP_MS);
-        for word in [Word::Clock(self.now), Word::Beat] {
-            if self.tell(site, word).await? == Going::Over {
-                return Ok(Going::Over);
-            }
-        }
-        let mut quick = FuturesUnordered::new();
-        while let Some(mut request) = self.requests.next_if(|request| request.at_ms < step * STEP_MS) {
-            if self.back && request.through == Through::Ahead {
-                request.through = Through::Plain;
-            }
-            let is_slow = matches!(request.through, Through::Slow(_));
-            let sending = tokio::spawn(self.browsers.send(&site.redirects, self.now, STEP_MS, request));
-            if is_slow {
-                self.waiting.push(sending);
-            } else {
-                quick.push(sending);
-            }
-            if quick.len() >= AT_ONCE
-                && let Some(sent) = quick.next().await
-            {
-                answered(sent)?;
-            }
-        }
-        // What else goes on does so at the same time.
-        let word = match self.rng.random_range(0..self.idle) {
-            0..6 => Some(Word::Settle),
-            6..9 => Some(Word::Checkpoint),
-            9..11 => Some(Word::Retain),
-            11 => Some(Word::Send),
-            _ => None,
-        };
-        let going = match word {
-            Some(Word::Send) => self.send_aside(site).await?,
-            Some(word) => self.tell(site, word).await?,
-            None => Going::On,
-        };
-        while let Some(sent) = quick.next().await {
-            answered(sent)?;
-        }
-        if going == Going::On && self.expires && self.rng.random_bool(0.006) {
-            self.again = true;
-            self.done.expired += 1;
-            self.done.fates.push(format!("result topics expired at {}", self.now));
-            return self.tell(site, Word::Expire).await;
-        }
-        if going == Going::On && self.rng.random_bool(0.02) {
-            // What is answered while the reports are read may be on them or not.
-            let known = self.browsers.judge().clone();
-            if self.tell(site, Word::Settle).await? == Going::On {
-                return self.look(site, &known).await;
-            }
-            return Ok(Going::Over);
-        }
-        Ok(going)
-    }
-
-    /// Sends by hand what the spool keeps aside.
-    async fn send_aside(&mut self, site: &mut Site) -> Result<Going> {
-        let kept = self.aside()?;
-        let going = self.tell(site, Word::Send).await?;
-        if going == Going::On {
-            self.done.aside += kept;
-        }
-        Ok(going)
-    }
-
-    /// How many clicks are kept aside.
-    fn aside(&self) -> Result<usize> {
-        let spool = self.disk.root.join("spool");
-        if !spool.join("aside").is_dir() {
-            return Ok(0);
-        }
-        let kept = redirect::spool::aside::list(&spool).context("what is kept aside")?;
-        Ok(kept.iter().map(|(_, clicks)| clicks.len()).sum())
-    }
-
-    async fn tell(&mut self, site: &mut Site, word: Word) -> Result<Going> {
-        Ok(match site.tell(word).await? {
-            Outcome::Done => Going::On,
-            // A part that failed is opened again, which here is the next life.
-            Outcome::Dead | Outcome::Failed(_) => Going::Over,
-        })
     }
 
     fn pass(&mut self, ms: i64) {
         self.now = self.now.plus(ms);
         self.latest = self.latest.max(self.now);
     }
-
-    /// The reports, against the oracle.
-    async fn look(&self, site: &Site, known: &Judge) -> Result<Going> {
-        match self.reports(site).cells().await {
-            Ok((cells, _)) => known.check(&cells).map_err(anyhow::Error::msg).context("provisional")?,
-            // It died meanwhile, or the reports are wrong.
-            Err(error) if error.downcast_ref::<reqwest::Error>().is_some() => return Ok(Going::Over),
-            Err(error) => return Err(error),
-        }
-        Ok(Going::On)
-    }
-
-    fn reports(&self, site: &Site) -> Reports<'_> {
-        let from = Millis::new(T0).plus(-2 * 3_600_000).minute().start();
-        let to = self.latest.plus(600_000).minute().end();
-        Reports { client: self.browsers.client(), address: site.reports, from, to }
-    }
-
-    /// The end of a life, and what comes after it.
-    async fn bury(&mut self, site: Site, fate: Fate, told: &mut String) -> Result<()> {
-        let said = site.kill().await;
-        if matches!(fate.fault, Fault::None | Fault::Stands(_)) && said.contains("panicked") {
-            bail!("it panicked: {said}");
-        }
-        while let Some(sent) = self.waiting.next().await {
-            answered(sent)?;
-        }
-        self.end(fate, told)
-    }
-
-    /// What lies on disk now, with one bit flipped, is refused by name, or says what is right.
-    async fn damage(&mut self) -> Result<()> {
-        let dir = self.disk.root.with_file_name("damaged");
-        let damage = Damage::of(self.disk, &dir, &mut self.rng)?;
-        if let Some(damage) = &damage {
-            let what = self.try_damaged(damage).await.with_context(|| damage.to_string())?;
-            self.done.fates.push(format!("{damage}: {what}"));
-        }
-        std::fs::remove_dir_all(&dir).context("the damaged copy")
-    }
-
-    async fn try_damaged(&self, damage: &Damage) -> Result<&'static str> {
-        let named = |said: &str| ensure_named(damage, said);
-        let mut site = match Site::start(self.setting, &damage.disk, self.plain_start(false, Fault::None)).await? {
-            Ok(site) => site,
-            Err(StillBorn(said)) => return named(&said).map(|()| "refused"),
-        };
-        let outcome = site.tell(Word::Settle).await?;
-        let read = match outcome {
-            Outcome::Done => Some(self.reports(&site).cells().await),
-            _ => None,
-        };
-        let said = site.kill().await;
-        match (outcome, read) {
-            (Outcome::Failed(why), _) => named(&why).map(|()| "stopped"),
-            (Outcome::Done, Some(Ok((cells, _)))) => {
-                self.browsers.judge().check(&cells).map_err(anyhow::Error::msg).map(|()| "not needed")
-            }
-            (Outcome::Done, Some(Err(error))) => {
-                // A report that cannot be made says so; which file it is stands in the log.
-                named(&format!("{error:#} {said}")).map(|()| "no report")
-            }
-            _ => named(&said).map(|()| "died"),
-        }
-    }
-
-    fn end(&mut self, fate: Fate, told: &mut String) -> Result<()> {
-        let seen = self.disk.seen()?;
-        for (kind, times) in seen.syncs {
-            *self.done.syncs.entry(kind).or_default() += times;
-        }
-        self.done.skipped += seen.skipped;
-        self.done.idle = if seen.skipped > 0 { 0 } else { self.done.idle + 1 };
-        if let Some(died) = seen.died {
-            told.push_str(&format!(" [{died}]"));
-        }
-        if let Some(cut) = fate.power_cut {
-            let gone = self.disk.cut_power(cut, &mut self.rng)?;
-            self.done.changes_gone += gone;
-            told.push_str(&format!(" [{gone} changes gone]"));
-        }
-        self.back |= fate.clock_ms < 0;
-        self.pass(fate.away_ms + fate.clock_ms);
-        Ok(())
-    }
-
-    /// Everything that is held or spooled arrives.
-    async fn drain(&mut self, site: &mut Site) -> Result<()> {
-        for _ in 0..DRAINS_MAX {
-            // What was handed over is held for so long at most.
-            self.pass(2 * LATENESS_MS);
-            for word in [Word::Clock(self.now), Word::Beat] {
-                ensure!(site.tell(word).await? == Outcome::Done, "`{word}` failed, and nothing keeps it from it");
-            }
-            if site.tell(Word::Drain).await? == Outcome::Done {
-                self.send_aside(site).await?;
-                ensure!(self.aside()? == 0, "clicks are kept aside after all of them were sent");
-                self.browsers.judge().arrived();
-                return Ok(());
-            }
-        }
-        bail!("the spool does not come to its end")
-    }
-
-    /// Everything arrives, the last minute becomes final, and a start from what is on disk says the same.
-    async fn finish(&mut self) -> Result<()> {
-        // Nothing that was held is held any more: every life of it is over.
-        let mut site = self.start(Fault::None, false).await?.context("the last life")?;
-        self.now = self.latest;
-        self.drain(&mut site).await?;
-        for pause in [0, LATENESS_MS + SLACK_MS + 60_000, LATENESS_MS + SLACK_MS + 60_000, 60_000] {
-            self.pass(pause);
-            for word in [Word::Clock(self.now), Word::Beat, Word::Settle] {
-                if let Outcome::Failed(why) = site.tell(word).await? {
-                    bail!("`{word}` failed, and nothing keeps it from it: {why}");
-                }
-            }
-        }
-        let (cells, body) = self.reports(&site).cells().await.context("final")?;
-        self.browsers.judge().check(&cells).map_err(anyhow::Error::msg).context("final")?;
-        ensure!(
-            body["totals"]["provisionalClicks"] == 0,
-            "at {} minutes are final up to {} only: {}",
-            self.now,
-            body["completeThrough"],
-            body["totals"]
-        );
-        site.kill().await;
-        let mut site = self.start(Fault::None, false).await?.context("a start after the last life")?;
-        ensure!(site.tell(Word::Settle).await? == Outcome::Done, "it does not settle after a start");
-        let (again, _) = self.reports(&site).cells().await.context("after a start")?;
-        ensure!(cells == again, "a start changed final numbers");
-        self.done.billed = cells.values().sum();
-        site.kill().await;
-        Ok(())
-    }
 }
 
-fn ensure_named(damage: &Damage, said: &str) -> Result<()> {
-    ensure!(damage.is_named_by(said), "it is not named: {said}");
+/// Whether a message says that result topics expired.
+fn ensure_expired(said: &str) -> Result<()> {
+    ensure!(RESULT_TOPICS.iter().any(|topic| said.contains(topic)), "it does not say which topic expired: {said}");
     ensure!(!said.contains("panicked"), "it panicked: {said}");
     Ok(())
-}
-
-fn answered(sent: Result<Result<(), String>, tokio::task::JoinError>) -> Result<()> {
-    sent?.map_err(anyhow::Error::msg)
 }
 
 /// A seed that was not used before.

@@ -5,7 +5,8 @@
 //! `beat` sends heartbeats where they are due, `settle` brings everything that is in the log to rest in the reports,
 //! `checkpoint` makes a checkpoint, `retain` removes what is past the retention, `expire` removes what can be removed of the
 //! result topics whoever still needs it, `drain` waits a little until the spool is empty, `send` does what `tally spool send`
-//! does. With `--signed` it has the keys of [`crate::sign`]; with `--again` it deploys also if nothing has changed.
+//! does. With `--signed` it has the keys of [`crate::sign`]; with `--again` it deploys also if nothing has changed. `--skew` is
+//! how far the clock of its second redirect is from the others'.
 
 use crate::browsers::Redirects;
 use crate::disk::Disk;
@@ -111,6 +112,8 @@ pub struct Start<'a> {
     pub signed: bool,
     /// Whether the pipelines are deployed also if nothing has changed.
     pub again: bool,
+    /// How far the clock of the second redirect is from the others'.
+    pub skew_ms: i64,
 }
 
 /// What came of a word.
@@ -146,7 +149,8 @@ impl Site {
         disk.begin_life()?;
         let mut command = Command::new(&setting.program);
         command.args(&setting.words).arg("--data").arg(&disk.root).arg("--pipelines").arg(start.pipelines);
-        command.arg("--clock").arg(start.now.get().to_string());
+        command.arg("--clock").arg(start.now.get().to_string()).arg(format!("--skew={}", start.skew_ms));
+        command.env(faults::PASSES, disk.passes());
         command.args(start.signed.then_some("--signed")).args(start.again.then_some("--again"));
         command.env("LD_PRELOAD", &setting.power).envs(disk.variables()).env("POWER_CUT_NAMES", NAMES);
         let kind = setting.mutation.as_ref().map_or("", |mutation| &mutation.kind);
@@ -154,7 +158,7 @@ impl Site {
             command.env("POWER_CUT_DEAF", kind);
         }
         match start.fault {
-            Fault::None | Fault::Stands(_) => &mut command,
+            Fault::None | Fault::Stands { .. } => &mut command,
             Fault::At(point, n) => command.env(faults::DIE_AT, format!("{point}:{n}")),
             Fault::Change(n) => command.env("POWER_CUT_DIE", n.to_string()),
             Fault::Full(n, m) => command.env("POWER_CUT_FULL", format!("{n}+{m}")),
@@ -192,10 +196,19 @@ impl Site {
     /// # Errors
     /// If it takes for ever.
     pub async fn tell(&mut self, word: Word) -> Result<Outcome> {
-        // A pipe has room for a word.
-        if self.words.write_all(format!("{word}\n").as_bytes()).is_err() {
-            return Ok(Outcome::Dead);
+        match self.say(word) {
+            true => self.hear(word).await,
+            false => Ok(Outcome::Dead),
         }
+    }
+
+    /// Whether there is somebody to hear it.
+    fn say(&mut self, word: Word) -> bool {
+        // A pipe has room for a word.
+        self.words.write_all(format!("{word}\n").as_bytes()).is_ok()
+    }
+
+    async fn hear(&mut self, word: Word) -> Result<Outcome> {
         let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await;
         Ok(match answer.with_context(|| format!("`{word}` is not done after {PATIENCE:?}"))? {
             Some(answer) if answer == "ok" => Outcome::Done,
@@ -204,22 +217,33 @@ impl Site {
         })
     }
 
-    /// Stops the process for a while, as a scheduler or a snapshot does.
+    /// Stops the process for a while, as a scheduler or a snapshot does. Meanwhile the clock goes on to `now`: the process
+    /// finds it so when it goes on.
     ///
     /// # Errors
-    /// If signals cannot be sent.
-    pub async fn stand_still(&self, ms: u64) -> Result<()> {
-        for (signal, wait) in [("-STOP", ms), ("-CONT", 0)] {
-            Command::new("kill").arg(signal).arg(self.child.id().to_string()).status().context("kill")?;
-            tokio::time::sleep(Duration::from_millis(wait)).await;
-        }
-        Ok(())
+    /// If signals cannot be sent, or it takes for ever.
+    pub async fn stand_still(&mut self, ms: u64, now: Millis) -> Result<Outcome> {
+        let signal = |signal: &str, process: u32| {
+            Command::new("kill").arg(signal).arg(process.to_string()).status().context("kill")
+        };
+        let process = self.child.id();
+        signal("-STOP", process)?;
+        let heard = self.say(Word::Clock(now));
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        signal("-CONT", process)?;
+        if heard { self.hear(Word::Clock(now)).await } else { Ok(Outcome::Dead) }
     }
 
     /// Kills the process, if it is not dead yet. What it said on stderr.
     pub async fn kill(mut self) -> String {
+        self.last_words().await
+    }
+
+    /// The same of a process that somebody still holds; the first time only.
+    pub async fn last_words(&mut self) -> String {
         self.end();
-        (&mut self.told).await.unwrap_or_default()
+        let told = std::mem::replace(&mut self.told, tokio::spawn(async { String::new() }));
+        told.await.unwrap_or_default()
     }
 
     fn end(&mut self) {

@@ -10,6 +10,7 @@ use clap::Args;
 use click::{Clock, ManualClock, Millis};
 use futures::future::BoxFuture;
 use prove::browsers::AHEAD_MS;
+use prove::census::Census;
 use prove::disk::Disk;
 use prove::generator::CHANGED_AGENT;
 use prove::run::{self, Done, Kind, LATENESS_MS, SLACK_MS};
@@ -36,6 +37,9 @@ const DRAIN_WAIT: Duration = Duration::from_millis(500);
 /// How long the log is kept in a proof.
 const RETENTION: Duration = Duration::from_secs(3_700);
 
+/// Where pipelines are if nobody says.
+const PIPELINES: &str = "pipelines";
+
 #[derive(Args)]
 pub struct Prove {
     /// How many runs, each with the seed after the last one's
@@ -57,7 +61,7 @@ pub struct Prove {
     #[arg(long)]
     list: bool,
     /// Folder of the pipeline files
-    #[arg(long, env = "TALLY_PIPELINES", default_value = "pipelines")]
+    #[arg(long, env = "TALLY_PIPELINES", default_value = PIPELINES)]
     pipelines: PathBuf,
 }
 
@@ -75,6 +79,9 @@ pub struct SiteArgs {
     /// Deploy the pipelines also if nothing has changed
     #[arg(long)]
     again: bool,
+    /// Milliseconds by which the second redirect's clock differs
+    #[arg(long, default_value_t = AHEAD_MS, allow_negative_numbers = true)]
+    skew: i64,
 }
 
 impl Prove {
@@ -106,25 +113,50 @@ impl Prove {
         let kind = if self.power_cuts { Kind::PowerCuts } else { Kind::All };
         let flag = if self.power_cuts { " --power-cuts" } else { "" };
         let deaf = self.deaf.as_ref().map_or(String::new(), |deaf| format!(" --deaf '{deaf}'"));
+        let pipelines = match self.pipelines == Path::new(PIPELINES) {
+            true => String::new(),
+            false => format!(" --pipelines '{}'", self.pipelines.display()),
+        };
         let begun = Instant::now();
-        let (mut lives, mut billed) = (0, 0);
+        let (mut lives, mut billed, mut census) = (0, 0, Census::default());
         for seed in first..first + self.runs {
             let done = one(seed, &kind, setting).await.with_context(|| {
-                format!("seed {seed} (`tally prove --runs 1 --seed {seed}{flag}{deaf}` replays it)")
+                format!("seed {seed} (`tally prove --runs 1 --seed {seed}{flag}{deaf}{pipelines}` replays it)")
             })?;
             for fate in &done.fates {
                 say(&format!("seed {seed}:   {fate}"));
             }
-            let Done { lives: lived, billed: counted, must, ineligible, changes_gone, aside, expired, signed, .. } =
-                done;
+            let Done {
+                lives: lived,
+                billed: counted,
+                must,
+                ineligible,
+                changes_gone,
+                expired,
+                signed,
+                census: one,
+                ..
+            } = done;
+            let Census { aside, corrections, replays, .. } = one;
             let signed = if signed { "signed, " } else { "" };
             say(&format!(
                 "seed {seed}: exact, {signed}{counted} clicks billed of {must} impressions that must be, {ineligible} not eligible; \
-                 {lived} lives, {changes_gone} changes lost to power cuts, {aside} clicks kept aside and sent by hand, results \
-                 expired {expired} times"
+                 {lived} lives, {changes_gone} changes lost to power cuts, {aside} clicks kept aside and sent by hand, {replays} \
+                 in the log twice, {corrections} corrections, results expired {expired} times"
             ));
             lives += lived;
             billed += counted;
+            census.add(one);
+        }
+        say(&census.to_string());
+        if kind == Kind::All {
+            let missing = census.missing(self.runs);
+            anyhow::ensure!(
+                missing.is_empty(),
+                "{} runs are exact and prove too little: there was no {}",
+                self.runs,
+                missing.join(", no ")
+            );
         }
         say(&format!("{} runs exact: {billed} clicks, {lives} lives, {:.0?}", self.runs, begun.elapsed()));
         Ok(())
@@ -195,13 +227,13 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
         append_wait: Duration::from_secs(120),
         ..Machine::redirect_settings(&config)?
     };
-    let ahead: Arc<dyn Clock> = Arc::new(Ahead(clock.clone()));
+    let apart: Arc<dyn Clock> = Arc::new(Apart(clock.clone(), args.skew));
     // What its log does not take in time goes to the spool.
     let impatient = redirect::Settings { append_wait: APPEND_WAIT, ..settings.clone() };
     let spool = machine.spool(&config).await?;
     let services = [
         machine.redirect(machine.log.clone(), clock.clone(), settings.clone(), None),
-        machine.redirect(machine.log.clone(), ahead, settings.clone(), None),
+        machine.redirect(machine.log.clone(), apart, settings.clone(), None),
         machine.redirect(slow.clone(), clock.clone(), impatient, Some(spool.clone())),
     ];
     let beats = services[0].clone();
@@ -303,11 +335,11 @@ async fn listen() -> Result<TcpListener> {
     Ok(TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await?)
 }
 
-/// The clock of a redirect that is ahead of the others.
-struct Ahead(Arc<ManualClock>);
+/// The clock of a redirect that differs from the others' by so many milliseconds.
+struct Apart(Arc<ManualClock>, i64);
 
-impl Clock for Ahead {
+impl Clock for Apart {
     fn now(&self) -> Millis {
-        self.0.now().plus(AHEAD_MS)
+        self.0.now().plus(self.1)
     }
 }
