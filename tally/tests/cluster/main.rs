@@ -43,14 +43,17 @@ async fn send(
         Ok(answer) if answer.status() == 302 => {
             let id: ClickId = answer.headers()["x-click-id"].to_str().unwrap().parse().unwrap();
             match eligible {
-                true => judge.answered_at(&impression, id, 0, &dimensions),
+                true => judge.answered(&impression, id, &dimensions),
                 false => judge.ineligible += 1,
             }
         }
         // The process went away, or said that it could not record it: the click may be in the log or not.
         Ok(answer) => {
             assert_eq!(answer.status(), 503);
-            judge.sent(&impression, &minutes(began), &dimensions);
+            // A program's click is not billed, whatever became of it.
+            if eligible {
+                judge.sent(&impression, &minutes(began), &dimensions);
+            }
         }
         Err(_) if eligible => judge.sent(&impression, &minutes(began), &dimensions),
         Err(_) => {}

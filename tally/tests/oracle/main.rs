@@ -6,7 +6,7 @@
 
 use click::{Clock, ManualClock, Millis};
 use futures::stream::{FuturesUnordered, StreamExt};
-use prove::browsers::{AHEAD_MS, Browsers};
+use prove::browsers::{AHEAD_MS, Browsers, Moment};
 use prove::generator::{Through, generate};
 use prove::judge::Cells;
 use prove::reports::Reports;
@@ -160,7 +160,16 @@ async fn run(seed: u64) {
         let mut quick = FuturesUnordered::new();
         while let Some(request) = requests.next_if(|request| request.at_ms < (step + 1) * STEP_MS) {
             let is_slow = matches!(request.through, Through::Slow(_));
-            let sending = browsers.send(&system.addresses, clock.now(), STEP_MS, request);
+            let moment = Moment {
+                now: clock.now(),
+                latest: clock.now(),
+                passes_ms: 0,
+                unwatched_ms: 90 * STEP_MS,
+                back_ms: 0,
+                skew_ms: AHEAD_MS,
+                takes_all: true,
+            };
+            let sending = browsers.send(&system.addresses, moment, request);
             if is_slow {
                 slow.push(tokio::spawn(sending));
             } else {
