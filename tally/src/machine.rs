@@ -158,7 +158,8 @@ impl Machine {
             dir: config.data.join("spool"),
             bytes_max: config.redirect.spool_bytes_max,
             age_max: config.redirect.spool_age_max,
-            ..SpoolSettings::default()
+            // Not larger than the log's own files.
+            segment_bytes_max: SpoolSettings::default().segment_bytes_max.min(config.log_segment_bytes),
         };
         let (partitions, clock) = (self.clicks.partitions, self.clock.clone());
         async move { Ok(Spool::open(settings, partitions, clock).await?) }
