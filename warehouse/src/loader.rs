@@ -44,6 +44,10 @@ const LOOK_EVERY_MS: i64 = 500;
 /// How long no minute closes, though its time has come, before a line of the log says why, and between two such lines.
 const TELL_AFTER_MS: i64 = 60_000;
 
+/// How long a partition may give no row of a record that is in the log, before it is named. An engine that starts, or
+/// makes a checkpoint, pauses for less.
+const SILENT_MS: i64 = 30_000;
+
 /// How the loader is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
@@ -279,12 +283,16 @@ impl Loader {
     async fn look_at_backlog(&mut self) -> Result<()> {
         self.looked_at = self.warehouse.0.clock.now();
         let ends = ends(&*self.log, &self.clicks).await?;
+        for (partition, open) in &mut self.run.partitions {
+            open.look(self.looked_at, ends.get(*partition));
+        }
         let behind = self.run.partitions.iter().filter(|(partition, open)| open.frontier() < ends.get(**partition));
         let read_to = behind.map(|(_, open)| open.reached()).min().unwrap_or(Some(self.looked_at));
         if let Some(read_to) = read_to {
             let mut live = self.warehouse.0.live.write();
             live.refreshed_at = live.refreshed_at.max(read_to);
         }
+        self.report_status();
         Ok(())
     }
 

@@ -66,12 +66,24 @@ pub(crate) struct OpenPartition {
     notes: VecDeque<Vec<(Partition, Offset)>>,
     /// Since when the frontier stands before a hole.
     pub hole_since: Option<Millis>,
+    /// While the log has records past the frontier.
+    pub behind: Option<Behind>,
+}
+
+/// A frontier that the log is ahead of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Behind {
+    pub frontier: Offset,
+    /// When the frontier was first seen there.
+    pub since: Millis,
+    /// End of the log.
+    pub end: Offset,
 }
 
 impl OpenPartition {
     pub fn new(first: Offset) -> Self {
         let (slots, notes) = (VecDeque::new(), VecDeque::new());
-        OpenPartition { first, slots, frontier: first, reached: None, notes, hole_since: None }
+        OpenPartition { first, slots, frontier: first, reached: None, notes, hole_since: None, behind: None }
     }
 
     pub fn len(&self) -> usize {
@@ -154,6 +166,13 @@ impl OpenPartition {
     /// The offset that the frontier waits for, if a later one is there.
     pub fn hole(&self) -> Option<Offset> {
         (self.slot(self.frontier) == Some(Slot::Missing)).then_some(self.frontier)
+    }
+
+    /// Notes how far the log goes.
+    pub fn look(&mut self, now: Millis, end: Offset) {
+        let frontier = self.frontier;
+        let since = self.behind.filter(|behind| behind.frontier == frontier).map_or(now, |behind| behind.since);
+        self.behind = (frontier < end).then_some(Behind { frontier, since, end });
     }
 
     /// The first offset before the frontier that was appended at or after `at`.

@@ -16,6 +16,7 @@ on_each_kind! {
     many_silent_minutes_close_and_the_same_digest_changes_nothing,
     a_minute_row_that_does_not_come_is_waited_for,
     a_raw_row_that_does_not_come_is_an_alarm,
+    a_partition_that_gives_no_rows_is_named,
     a_raw_row_that_changed_on_its_way_is_seen,
     two_rows_of_one_key_that_differ_stop_the_minute,
     what_is_final_never_changes,
@@ -106,6 +107,28 @@ async fn a_raw_row_that_does_not_come_is_an_alarm(kind: Kind) {
     let row = rows.iter().find(|row| row.position == (0, 1)).unwrap();
     world.write_raw(&row.json).await;
     assert_eq!(world.load().await, minute("12:02"));
+}
+
+async fn a_partition_that_gives_no_rows_is_named(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
+    two_minutes(&mut world).await;
+    let rows = world.rows.clone();
+    world.write_rows(|row| row.position.0 == 0).await;
+    world.write_minutes(at("12:07:30")).await;
+    assert_eq!(world.load().await, minute("11:54"));
+    world.clock.set(at("12:07:59.999"));
+    world.load().await;
+    assert_eq!(world.waiting(), "", "rows may be on their way");
+    world.clock.set(at("12:08:00"));
+    assert_eq!(world.load().await, minute("11:54"));
+    let named = "no raw row of partition 1 from offset 0 on since 2026-04-20T12:07:30.000Z, and the log goes to 2";
+    assert_eq!(world.waiting(), named);
+    for row in rows.iter().filter(|row| row.position.0 == 1) {
+        world.write_raw(&row.json).await;
+    }
+    assert_eq!(world.load().await, minute("12:02"));
+    assert_eq!(world.waiting(), "");
 }
 
 async fn a_raw_row_that_changed_on_its_way_is_seen(kind: Kind) {

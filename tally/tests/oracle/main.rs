@@ -167,7 +167,8 @@ async fn run(seed: u64) {
                 unwatched_ms: 90 * STEP_MS,
                 back_ms: 0,
                 skew_ms: AHEAD_MS,
-                takes_all: true,
+                // A redirect without a spool refuses what the log does not take in time, on a busy machine too.
+                takes_all: false,
             };
             let sending = browsers.send(&system.addresses, moment, request);
             if is_slow {

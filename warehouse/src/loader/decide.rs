@@ -1,6 +1,6 @@
 //! Which minutes can close, and what holds them up.
 
-use super::Loader;
+use super::{Loader, SILENT_MS};
 use crate::closing::{Totals, digest};
 use crate::live::{Counts, State, add};
 use crate::open::Slot;
@@ -41,8 +41,12 @@ impl Loader {
         }
         let minute = self.run.last.through;
         // While a closing is written its minutes are not compared again.
-        if self.closing.is_some() || !self.is_complete(minute) {
+        if self.closing.is_some() {
             return None;
+        }
+        // Without its rows nothing tells that the minute's time has come.
+        if !self.is_complete(minute) {
+            return self.silent();
         }
         self.disagreement(minute, &self.warehouse.0.live.read())
     }
@@ -57,6 +61,20 @@ impl Loader {
                 Some(format!("no answer about the claim of partition {partition} offset {}", open.frontier()))
             }
             _ => None,
+        })
+    }
+
+    /// A partition whose rows stopped, though its records go on.
+    fn silent(&self) -> Option<String> {
+        let now = self.warehouse.0.clock.now().get();
+        self.run.partitions.iter().find_map(|(partition, open)| {
+            let behind = open.behind.filter(|behind| behind.frontier == open.frontier())?;
+            (now - behind.since.get() >= SILENT_MS).then(|| {
+                let (from, since, end) = (behind.frontier, behind.since, behind.end);
+                format!(
+                    "no raw row of partition {partition} from offset {from} on since {since}, and the log goes to {end}"
+                )
+            })
         })
     }
 
