@@ -5,6 +5,7 @@ use click::{Clock, Event, ManualClock, Offsets};
 use redirect::spool::{Spool, SpoolCounters, SpoolSettings, aside};
 use redirect::{Settings, With};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -559,18 +560,23 @@ impl Clock for HangingClock {
 /// again, with what was answered before.
 #[test]
 fn a_spool_whose_disk_hangs_holds_up_nobody_and_is_opened_again() {
+    on_one_thread(on_a_disk_that_hangs);
+}
+
+/// Runs a test on one thread, for a minute at most.
+fn on_one_thread<F: Future<Output = ()>>(test: impl FnOnce(Arc<HangingClock>) -> F + Send + 'static) {
     let clock = Arc::new(HangingClock { clock: noon(), hangs: Mutex::new(false), changed: Condvar::new() });
     let (ended, end) = std::sync::mpsc::channel();
     let hanging = clock.clone();
-    let test = std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(on_a_disk_that_hangs(hanging));
+        runtime.block_on(test(hanging));
         ended.send(()).unwrap();
     });
     let in_time = end.recv_timeout(Duration::from_secs(60));
     // Whoever still waits for the disk goes on, so that the failure is told.
     clock.hang(false);
-    test.join().unwrap();
+    thread.join().unwrap();
     in_time.expect("the thread that answers waited for the disk");
 }
 
@@ -605,11 +611,14 @@ async fn on_a_disk_that_hangs(clock: Arc<HangingClock>) {
 }
 
 /// While it hangs the spool is taken away: what waited is gone, and a new one's offsets are not taken for it.
-#[tokio::test]
-async fn another_spool_is_not_taken_for_the_one_that_failed() {
+#[test]
+fn another_spool_is_not_taken_for_the_one_that_failed() {
+    on_one_thread(on_a_folder_that_is_taken_away);
+}
+
+async fn on_a_folder_that_is_taken_away(clock: Arc<HangingClock>) {
     let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
     let settings = settings(dir.path());
-    let clock = Arc::new(HangingClock { clock: noon(), hangs: Mutex::new(false), changed: Condvar::new() });
     let spool = open(&settings, clock.clone()).await;
     let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
     log.mode.send_replace(Mode::Fails);
