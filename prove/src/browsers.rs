@@ -234,7 +234,8 @@ mod tests {
         let address = listener.local_addr().expect("its address");
         let site = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a browser");
-            stream.read(&mut [0; 4096]).await.expect("a request");
+            let read = stream.read(&mut [0; 4096]).await.expect("a request");
+            assert!(read > 0, "the browser hung up");
             stream.write_all(answer.as_bytes()).await.expect("an answer");
         });
         let catalog = redirect::Catalog::parse("catalog.csv", CATALOG).expect("a catalog");
