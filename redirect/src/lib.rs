@@ -12,7 +12,7 @@
 //! * `append`: hands the event to the log, and waits for it, but not for ever; [`spool`] takes it then
 //! * `landing_page`: where the browser goes, with what [`pass`] lets through; `problem`, what it hears otherwise
 //! * [`reload`]: files that change while it runs
-//! * `heartbeat`: event time moves on when traffic does not
+//! * `heartbeat`: event time moves on when traffic does not; `for_ever`, what begins such parts again if they die
 //!
 //! # What a crash means
 //!
@@ -35,6 +35,7 @@ pub mod catalog;
 mod client;
 pub mod config;
 pub mod country;
+mod for_ever;
 mod heartbeat;
 pub mod ip_hash;
 pub mod landing_page;

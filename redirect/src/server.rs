@@ -1,14 +1,11 @@
 //! The redirect on its listener, and its stop.
 
+use crate::for_ever::for_ever;
 use crate::service::Service;
 use serving::Limits;
 use std::future::Future;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
-
-/// How long a part that died stays away: long enough not to fill the log, short enough for heartbeats.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// Serves `service` on `listener`, heartbeats included, until `shutdown` resolves. Then it takes no more connections,
 /// finishes the requests under way, waits until the log has answered for every click, and returns; all that for at
@@ -36,18 +33,4 @@ pub async fn serve(listener: TcpListener, service: Service, shutdown: impl Futur
         tracing::warn!("stopped before the log had answered for every click");
     }
     // Dropping the set ends the heartbeats and what else runs beside. What is in the spool is on disk.
-}
-
-/// Runs a part that has no end, and begins it again if it dies: without heartbeats time stands still for the pipeline, and
-/// nobody would know why.
-async fn for_ever<P: Future<Output = ()> + Send + 'static>(what: &'static str, part: impl Fn() -> P) {
-    loop {
-        // A set of one, so that it ends with whoever drops this.
-        let mut running = JoinSet::new();
-        running.spawn(part());
-        if let Some(Err(error)) = running.join_next().await {
-            tracing::error!(what, %error, "a part of the redirect died; it begins again");
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
 }

@@ -12,6 +12,7 @@ use super::probe::Probe;
 use super::queue::Due;
 use super::{Open, Place, Spool, SpoolError, from};
 use crate::append::Appender;
+use crate::for_ever::for_ever;
 use bytes::Bytes;
 use click::{Event, ImpressionId, Millis, Partition};
 use faults::Point;
@@ -33,8 +34,6 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 const READ_WAIT: Duration = Duration::from_secs(10);
 /// How often the spool is tidied, and looked at without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Pause after a panic.
-const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 impl Spool {
     /// Sends for ever; whoever drops this stops it.
@@ -42,12 +41,12 @@ impl Spool {
         let mut tasks = JoinSet::new();
         for partition in 0..appender.topic.partitions {
             let (spool, appender) = (self.clone(), appender.clone());
-            tasks.spawn(without_end(format!("sending partition {partition}"), move || {
+            tasks.spawn(for_ever(format!("sending partition {partition}"), move || {
                 let (spool, appender) = (spool.clone(), appender.clone());
                 async move { spool.resend_partition(partition, &appender).await }
             }));
         }
-        tasks.spawn(without_end("tidying".into(), move || {
+        tasks.spawn(for_ever("tidying", move || {
             let spool = self.clone();
             async move { spool.tend().await }
         }));
@@ -155,20 +154,6 @@ impl Spool {
 /// What the log answers, if it does so before then.
 async fn in_time<T>(until: Instant, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, SpoolError> {
     Ok(timeout_at(until, answer).await.map_err(|_| SpoolError::LogTimedOut(SEND_WAIT))??)
-}
-
-/// Does what does not end. Should it panic, that is said, and it begins again: what waits in the spool may not wait for an
-/// operator.
-async fn without_end<F: Future<Output = ()> + Send + 'static>(what: String, begin: impl Fn() -> F) {
-    loop {
-        // A set of one, which ends it when this is dropped.
-        let mut task = JoinSet::new();
-        task.spawn(begin());
-        if let Some(Err(error)) = task.join_next().await {
-            tracing::error!(what, %error, "the spool's work ended; it begins again");
-        }
-        tokio::time::sleep(PANIC_PAUSE).await;
-    }
 }
 
 /// The clicks that are due, from disk. Between them may be others, which were sent.
