@@ -47,8 +47,8 @@ class Compose:
             if line.strip() and not line.lstrip().startswith("#")
         )
         variables: dict[str, Used] = {}
-        # As with Compose, the environment wins. Secrets are empty in the example; any value does here.
-        values = {name: os.environ.get(name) or value or f"example-{name.lower()}-0123456789" for name, value in example.items()}
+        # As with Compose, the environment wins.
+        values = {name: os.environ.get(name) or value for name, value in example.items()}
         document = interpolate(yaml.safe_load(text), values, variables)
         return cls(
             folder=folder,
@@ -98,7 +98,8 @@ def interpolate(value: object, values: dict[str, str], used: dict[str, Used]) ->
         use.required |= kind == "?"
         if kind == "-":
             use.defaults.add(more)
-        return values.get(name) or (more if kind == "-" else "")
+        # Secrets that must be set are empty in the example; any value does here.
+        return values.get(name) or {"-": more, "?": f"example-{name.lower()}-0123456789"}.get(kind, "")
 
     if isinstance(value, dict):
         return {key: interpolate(below, values, used) for key, below in value.items()}

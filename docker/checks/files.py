@@ -133,7 +133,7 @@ def variables(compose: Compose, report: Report) -> None:
         report.expect(name in compose.env_example, f"${{{name}}} of compose.yaml is not in .env.example")
         report.expect(use.required or use.defaults, f"${{{name}}} has neither a default nor a word on what to set")
         secret = re.search("PASSWORD|KEY|SECRET|TOKEN", name)
-        report.expect(not secret or not use.defaults, f"${{{name}}} is a secret and has a default")
+        report.expect(not secret or not any(use.defaults), f"${{{name}}} is a secret and has a default")
         report.expect(not secret or not compose.env_example.get(name), f"{name} is a secret and has a value in .env.example")
     for name in compose.env_example:
         # Compose itself reads those.

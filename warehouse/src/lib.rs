@@ -37,7 +37,7 @@ mod warehouse;
 
 pub use backend::{Claimant, Known};
 pub use error::{Error, Result};
-pub use loader::{Loader, Status, Step};
+pub use loader::{Loader, Progress, Status, Step};
 pub use repair::{Recount, Repaired};
 pub use sequence::Deployment;
 pub use warehouse::{Needed, Settings, Topics, Warehouse};

@@ -68,10 +68,25 @@ pub struct Status {
     pub unreadable: u64,
     /// Records of the log that are no clicks, taken out since the start.
     pub quarantined: u64,
-    /// The partition that is furthest behind, and the append time that its rows have come to, without a gap.
-    pub slowest: Option<(Partition, Option<Millis>)>,
+    /// How far the rows of each partition of `clicks` have come. Looked at twice a second.
+    pub partitions: BTreeMap<Partition, Progress>,
+    /// Minutes with clicks that are not final.
+    pub open_minutes: u64,
+    /// Minutes of which every record has its row, and that still do not close: their two counts do not agree, or
+    /// nothing may close. Looked at twice a second, and at no more of them than one closing takes.
+    pub refused_minutes: u64,
     /// Why no minute closes though its time has come.
     pub waiting: Option<String>,
+}
+
+/// How far the rows of a partition have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Append time up to which, without a gap, every record has a decided row: the watermark, but for lateness and
+    /// slack. `None` before the first one since the last closing.
+    pub reached: Option<Millis>,
+    /// Records of the log after that.
+    pub lag: u64,
 }
 
 impl Status {
@@ -258,12 +273,6 @@ impl Loader {
         let waiting = self.waiting();
         let mut status = self.warehouse.0.status();
         status.open_rows = self.run.partitions.values().map(|open| open.len() as u64).sum();
-        status.slowest = self
-            .run
-            .partitions
-            .iter()
-            .map(|(partition, open)| (*partition, open.reached()))
-            .min_by_key(|(_, reached)| *reached);
         // Most often the engine's rows are on their way.
         let now = self.warehouse.0.clock.now();
         match (&waiting, self.waits_since) {
@@ -292,8 +301,20 @@ impl Loader {
             let mut live = self.warehouse.0.live.write();
             live.refreshed_at = live.refreshed_at.max(read_to);
         }
+        self.report_progress(&ends);
         self.report_status();
         Ok(())
+    }
+
+    fn report_progress(&self, ends: &Offsets) {
+        let progress = |(partition, open): (&Partition, &OpenPartition)| {
+            let lag = u64::try_from(ends.get(*partition) - open.frontier()).unwrap_or(0);
+            (*partition, Progress { reached: open.reached(), lag })
+        };
+        let (open_minutes, refused_minutes) = (self.open_minutes(), self.refused_minutes());
+        let mut status = self.warehouse.0.status();
+        status.partitions = self.run.partitions.iter().map(progress).collect();
+        (status.open_minutes, status.refused_minutes) = (open_minutes, refused_minutes);
     }
 
     /// Looks at records whose row has not come though a later one has: in the log itself.

@@ -79,6 +79,11 @@ async fn two_minutes(world: &mut World) {
     world.heartbeat(at("12:07:30")).await;
 }
 
+fn minutes_open_and_refused(world: &World) -> (u64, u64) {
+    let status = world.warehouse.status();
+    (status.open_minutes, status.refused_minutes)
+}
+
 async fn a_minute_row_that_does_not_come_is_waited_for(kind: Kind) {
     let site = temp(kind).await;
     let mut world = World::new(&site).await;
@@ -86,9 +91,12 @@ async fn a_minute_row_that_does_not_come_is_waited_for(kind: Kind) {
     world.write_rows(|_| true).await;
     assert_eq!(world.load().await, minute("12:00"));
     assert!(world.waiting().contains("the engine says 0, raw rows say 2"), "{}", world.waiting());
+    // Both are due, and neither agrees.
+    assert_eq!(minutes_open_and_refused(&world), (2, 2));
     world.write_minutes(at("12:07:30")).await;
     assert_eq!(world.load().await, minute("12:02"));
     assert_eq!(world.waiting(), "");
+    assert_eq!(minutes_open_and_refused(&world), (0, 0));
 }
 
 async fn a_raw_row_that_does_not_come_is_an_alarm(kind: Kind) {
@@ -124,6 +132,9 @@ async fn a_partition_that_gives_no_rows_is_named(kind: Kind) {
     assert_eq!(world.load().await, minute("11:54"));
     let named = "no raw row of partition 1 from offset 0 on since 2026-04-20T12:07:30.000Z, and the log goes to 2";
     assert_eq!(world.waiting(), named);
+    let [first, second] = [0, 1].map(|partition| world.warehouse.status().partitions[&partition]);
+    assert_eq!((first.reached, first.lag), (Some(at("12:07:30")), 0));
+    assert_eq!((second.reached, second.lag), (None, 2));
     for row in rows.iter().filter(|row| row.position.0 == 1) {
         world.write_raw(&row.json).await;
     }

@@ -5,6 +5,7 @@ use super::run::warehouse;
 use super::{kafka, until_told};
 use crate::supervise::{PAUSES, Troubles, supervise};
 use anyhow::Result;
+use click::Partition;
 use serving::metrics::Metrics;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -72,6 +73,23 @@ fn load_metrics(metrics: &mut Metrics, newest: Newest, troubles: Troubles) {
         scrape.gauge("tally_load_complete_through_timestamp_seconds", "Minutes before this are final", through)?;
         let verdicts = status.verdicts.iter().map(|(verdict, rows)| (verdict, *rows));
         scrape.counters("tally_load_rows", "Raw rows that were counted, by verdict", "verdict", verdicts)?;
+        let of = |partition: &Partition| partition.to_string();
+        let reached = status
+            .partitions
+            .iter()
+            .filter_map(|(partition, progress)| Some((of(partition), progress.reached?.get() as f64 / 1000.0)));
+        scrape.gauges(
+            "tally_load_reached_timestamp_seconds",
+            "Append time up to which every record has a decided row",
+            "partition",
+            reached,
+        )?;
+        let lag = status.partitions.iter().map(|(partition, progress)| (of(partition), progress.lag as f64));
+        scrape.gauges("tally_load_lag_records", "Records of the log without a decided row", "partition", lag)?;
+        let open = status.open_minutes as f64;
+        scrape.gauge("tally_load_open_minutes", "Minutes with clicks that are not final", open)?;
+        let refused = status.refused_minutes as f64;
+        scrape.gauge("tally_load_refused_minutes", "Complete minutes that do not agree, and do not close", refused)?;
         scrape.gauge("tally_load_open_rows", "Rows that are not in the warehouse yet", status.open_rows as f64)?;
         scrape.counter("tally_load_replayed_rows", "Rows that came again", status.replayed)?;
         scrape.counter(

@@ -58,6 +58,18 @@ async fn a_minute_that_never_closes_is_repaired_by_one_command() {
         assert!(began.elapsed() < LONG, "{}", cluster.admin(Name::Load, "/metrics").await.1);
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+    let metrics = cluster.admin(Name::Load, "/metrics").await.1;
+    for line in ["tally_load_refused_minutes 1.0", "tally_load_open_minutes 1.0"] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    for partition in 0..log.topic("clicks").await.unwrap().partitions {
+        let reached = format!("tally_load_reached_timestamp_seconds{{partition=\"{partition}\"}} ");
+        let reached =
+            metrics.lines().find_map(|line| line.strip_prefix(&reached)).unwrap_or_else(|| panic!("{metrics}"));
+        let reached: f64 = reached.parse().unwrap();
+        assert!(reached >= minute.end().get() as f64 / 1000.0, "{metrics}");
+        assert!(metrics.contains(&format!("tally_load_lag_records{{partition=\"{partition}\"}} ")), "{metrics}");
+    }
     let report = cluster.report(0).await;
     assert!(complete_through(&report) <= minute.start() && rows(&report)[0] == (minute, 3, true), "{report}");
     cluster.stop(Name::Load);

@@ -6,6 +6,7 @@ use crate::live::{Counts, State, add};
 use crate::open::Slot;
 use crate::sequence::Entry;
 use click::{Minute, Offsets, Verdict};
+use std::collections::BTreeSet;
 
 impl Loader {
     /// The next closing: as many minutes as are complete and agree, one after the other. With it what its minutes come
@@ -49,6 +50,27 @@ impl Loader {
             return self.silent();
         }
         self.disagreement(minute, &self.warehouse.0.live.read())
+    }
+
+    /// Minutes with clicks that are not final.
+    pub(super) fn open_minutes(&self) -> u64 {
+        let live = self.warehouse.0.live.read();
+        let through = self.run.last.through..;
+        let minutes = live.current.range(through.clone()).chain(live.older.range(through));
+        minutes.map(|(minute, _)| minute).collect::<BTreeSet<_>>().len() as u64
+    }
+
+    /// Complete minutes that may not close. While a closing is written none is: its minutes agreed.
+    pub(super) fn refused_minutes(&self) -> u64 {
+        if self.closing.is_some() {
+            return 0;
+        }
+        let live = self.warehouse.0.live.read();
+        let all = self.stopped().is_some();
+        let due = std::iter::successors(Some(self.run.last.through), |minute| Some(minute.next()))
+            .take(self.warehouse.0.settings.minutes_max as usize)
+            .take_while(|minute| self.is_complete(*minute));
+        due.filter(|minute| all || self.disagreement(*minute, &live).is_some()).count() as u64
     }
 
     fn stopped(&self) -> Option<&str> {
