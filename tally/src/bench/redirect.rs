@@ -4,6 +4,7 @@
 use crate::status::say;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use std::io::{BufWriter, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,7 +28,7 @@ function init(args)
 end
 function request()
   n = n + 1
-  return wrk.format("GET", "/api/v1/click/imp_" .. round .. "_" .. id .. "_" .. n .. "?ad_id=ad_9&campaign_id=cmp_7")
+  return wrk.format("GET", "/api/v1/click/imp_" .. round .. "_" .. id .. "_" .. n .. "?ad_id=ad_" .. n % 1000 .. "&campaign_id=cmp_7")
 end
 function done(summary, latency, requests)
   local errors = summary.errors
@@ -36,6 +37,14 @@ function done(summary, latency, requests)
     errors.connect + errors.read + errors.write + errors.status + errors.timeout))
 end
 "#;
+
+/// What the redirect keeps to, in bytes: memory in a round with [`ADS`] ads, memory of an ad among [`MANY_ADS`], and its
+/// program without symbols.
+const MEMORY_MAX: u64 = 50_000_000;
+const AD_MAX: u64 = 500;
+const PROGRAM_MAX: u64 = 20_000_000;
+const ADS: u32 = 1_000;
+const MANY_ADS: u32 = 1_000_000;
 
 const AGENT: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
 
@@ -47,8 +56,8 @@ pub struct RedirectBench {
     /// How long each server is asked in a round
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     time: Duration,
-    /// Rounds, each of nginx and the redirect in turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Rounds, each of nginx and the redirect in turn; 0 shows only the size of the program and of a large catalog
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
     rounds: u32,
     /// Folder for the log, removed afterwards [default: a new one under ./data]
     #[arg(long)]
@@ -69,7 +78,8 @@ impl RedirectBench {
     /// Asks both, round by round.
     ///
     /// # Errors
-    /// If wrk, nginx or `tally-redirect` cannot be started, or answer otherwise than with a 302.
+    /// If wrk, nginx or `tally-redirect` cannot be started, or answer otherwise than with a 302; or if the redirect takes
+    /// more memory than it may, or its program more room.
     pub async fn run(self) -> Result<()> {
         tokio::task::spawn_blocking(move || {
             let dir = self.dir.clone();
@@ -87,8 +97,12 @@ impl RedirectBench {
     fn measure(&self, dir: &Path) -> Result<()> {
         let script = dir.join("clicks.lua");
         std::fs::write(&script, SCRIPT)?;
+        sizes(dir)?;
+        if self.rounds == 0 {
+            return Ok(());
+        }
         let nginx = Server::nginx(dir)?;
-        let redirect = Server::redirect(dir)?;
+        let redirect = Server::redirect(dir, ADS)?;
         // Both are asked before anything is measured.
         for server in [&nginx, &redirect] {
             self.ask(server, &script, "warm", Duration::from_secs(2))?;
@@ -131,6 +145,9 @@ impl RedirectBench {
             ratios[0],
             ratios[ratios.len() - 1]
         ));
+        let peak = redirect.memory("VmHWM")?;
+        say(&format!("memory: {:.1} MB at most in these rounds, with {ADS} ads", peak as f64 / 1e6));
+        ensure!(peak <= MEMORY_MAX, "that is more than {} MB", MEMORY_MAX / 1_000_000);
         Ok(())
     }
 
@@ -153,6 +170,25 @@ impl RedirectBench {
         ensure!(requests > 0, "{} answers nothing", server.name);
         Ok(Measured { rate: requests as f64 * 1e6 / micros as f64, p50, p99, p999, errors })
     }
+}
+
+/// The program without symbols, and what a large catalog takes.
+fn sizes(dir: &Path) -> Result<()> {
+    let stripped = dir.join("stripped");
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(program()?).status();
+    ensure!(done.context("cannot run strip (Debian: binutils)")?.success(), "strip failed");
+    let bytes = std::fs::metadata(&stripped)?.len();
+    say(&format!("program: {:.1} MB stripped", bytes as f64 / 1e6));
+    ensure!(bytes <= PROGRAM_MAX, "that is more than {} MB", PROGRAM_MAX / 1_000_000);
+
+    let one = Server::redirect(dir, 1)?.memory("VmRSS")?;
+    let begun = Instant::now();
+    let many = Server::redirect(dir, MANY_ADS)?;
+    let took = begun.elapsed().as_secs_f64();
+    let each = many.memory("VmRSS")?.saturating_sub(one) / u64::from(MANY_ADS - 1);
+    say(&format!("catalog: {MANY_ADS} ads, listening after {took:.1} s; memory of {each} bytes an ad"));
+    ensure!(each <= AD_MAX, "that is more than {AD_MAX} bytes");
+    Ok(())
 }
 
 /// How many times a second the disk takes a few kilobytes for good.
@@ -195,10 +231,10 @@ impl Server {
         Server::start("nginx", address, None, command)
     }
 
-    fn redirect(dir: &Path) -> Result<Server> {
+    fn redirect(dir: &Path, ads: u32) -> Result<Server> {
         let (address, admin) = (free()?, free()?);
         let catalog = dir.join("catalog.csv");
-        std::fs::write(&catalog, crate::machine::SAMPLE_CATALOG)?;
+        write_catalog(&catalog, ads)?;
         let config = format!(
             "listen = \"{address}\"\nadmin_listen = \"{admin}\"\ncatalog = \"{}\"\nip_hash_key = \"{}\"\n\
              log = {{ local = {{ dir = \"{}\" }} }}\n[spool]\ndir = \"{}\"\n",
@@ -209,9 +245,7 @@ impl Server {
         );
         let path = dir.join("redirect.toml");
         std::fs::write(&path, config)?;
-        let program = std::env::current_exe()?.with_file_name("tally-redirect");
-        ensure!(program.exists(), "{} is not there: `cargo build --release -p redirect` makes it", program.display());
-        let mut command = Command::new(program);
+        let mut command = Command::new(program()?);
         command.arg("--config").arg(&path);
         Server::start("tally-redirect", address, Some(admin), command)
     }
@@ -245,9 +279,18 @@ impl Server {
         ids.into_iter().map(super::cpu_time_of).sum()
     }
 
+    /// A line of /proc's status of the process, in bytes.
+    fn memory(&self, name: &str) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).context(path)?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("{name} of process {}", self.child.id()))? * 1024)
+    }
+
     /// Groups of clicks that were made durable so far, from the metrics.
     fn fsyncs(&self) -> Result<Option<u64>> {
-        use std::io::{Read, Write};
+        use std::io::Read;
         let Some(admin) = self.admin else { return Ok(None) };
         let mut stream = TcpStream::connect(admin)?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
@@ -260,6 +303,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // nginx takes its workers with it when it is told to stop, not when it is killed.
         let told = Command::new("kill").arg("-TERM").arg(self.child.id().to_string()).status();
         let until = Instant::now() + PATIENCE;
@@ -270,6 +316,28 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn program() -> Result<PathBuf> {
+    let program = std::env::current_exe()?.with_file_name("tally-redirect");
+    ensure!(program.exists(), "{} is not there: `cargo build --release -p redirect` makes it", program.display());
+    Ok(program)
+}
+
+/// Ads of one campaign, with pages of a common length.
+fn write_catalog(path: &Path, ads: u32) -> Result<()> {
+    let mut file = BufWriter::new(std::fs::File::create(path)?);
+    writeln!(file, "ad_id,campaign_id,publisher_id,advertiser_id,landing_page,state,parameters")?;
+    for ad in 0..ads {
+        writeln!(
+            file,
+            "ad_{ad},cmp_7,pub_{},adv_{},https://shop-{}.example/products/{ad}?click={{click_id}}&utm_source=tally,active,gclid",
+            ad % 4_000,
+            ad % 900,
+            ad % 900
+        )?;
+    }
+    Ok(file.flush()?)
 }
 
 /// A port on loopback that nobody listens on.
