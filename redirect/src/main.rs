@@ -109,7 +109,7 @@ async fn run(cli: Cli) -> Result<()> {
     };
     let mut over = std::pin::pin!(over(local, service.clone(), config.spool.age_max / 2));
     let of = service.clone();
-    let ready: admin::Ready = Arc::new(move || of.ready());
+    let ready = admin::known(move || of.ready());
     let of = service.clone();
     let admin = admin::router_with(metrics, ready, Arc::new(move || of.details()));
     let limits = Limits { connections_max: ADMIN_CONNECTIONS_MAX, ..Limits::default() };

@@ -102,9 +102,30 @@ async fn healthz() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// The warehouse answers. It asks for one minute's total, past the queue of reports: a node that is busy is not broken.
+/// How old the data is does not make this node less able to show it.
 async fn readyz(State(service): State<Arc<Service>>) -> Result<Response, Problem> {
-    let minute = service.clock.now().minute();
+    match ready(&*service.reports, &*service.clock).await {
+        Ok(report) => Ok(Json(json!({
+            "status": "ready",
+            "completeThrough": report.complete_through.minute().to_string(),
+            "dataLastRefreshed": report.refreshed_at,
+        }))
+        .into_response()),
+        // Why is for operators.
+        Err(error) => {
+            tracing::error!(error, "not ready");
+            Err(Problem::NotReady)
+        }
+    }
+}
+
+/// Whether the warehouse answers. It is asked for one minute's total, past the queue of reports: a node that is busy is not
+/// broken.
+///
+/// # Errors
+/// What keeps it from it, or that it took longer than probes wait.
+pub async fn ready(reports: &dyn Reports, clock: &dyn Clock) -> Result<Report, String> {
+    let minute = clock.now().minute();
     let query = ReportQuery {
         from: minute.start(),
         to: minute.end(),
@@ -114,24 +135,9 @@ async fn readyz(State(service): State<Arc<Service>>) -> Result<Response, Problem
         limit: 1,
         order: Order::Columns,
     };
-    match timeout(READY_DEADLINE, service.reports.report(&query)).await {
-        Ok(Ok(report)) => {
-            // How old the data is does not make this node less able to show it.
-            Ok(Json(json!({
-                "status": "ready",
-                "completeThrough": report.complete_through.minute().to_string(),
-                "dataLastRefreshed": report.refreshed_at,
-            }))
-            .into_response())
-        }
-        Ok(Err(error)) => {
-            tracing::error!(%error, "not ready");
-            Err(Problem::NotReady)
-        }
-        Err(_) => {
-            tracing::error!(seconds = READY_DEADLINE.as_secs(), "not ready: the warehouse did not answer in time");
-            Err(Problem::NotReady)
-        }
+    match timeout(READY_DEADLINE, reports.report(&query)).await {
+        Ok(report) => report.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("the warehouse did not answer within {} s", READY_DEADLINE.as_secs())),
     }
 }
 

@@ -24,4 +24,4 @@ mod dashboard;
 mod problem;
 mod query;
 
-pub use api::router;
+pub use api::{ready, router};

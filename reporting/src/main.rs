@@ -68,6 +68,7 @@ async fn run(cli: Cli) -> Result<()> {
             answer
         }
     });
+    let (of_reports, of_clock) = (reports.clone(), clock.clone());
     let router = reporting::router(reports, clock).layer(measured);
 
     let (stop, stopped) = watch::channel(false);
@@ -75,8 +76,11 @@ async fn run(cli: Cli) -> Result<()> {
         // The sender is there as long as the process is to run.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
-    // Whether ClickHouse answers is asked of the reports' own /readyz, which makes a report.
-    let admin = admin::router(metrics, Arc::new(|| Ok(())));
+    let ready: admin::Ready = Arc::new(move || {
+        let (reports, clock) = (of_reports.clone(), of_clock.clone());
+        Box::pin(async move { reporting::ready(&*reports, &*clock).await.map(|_| ()) })
+    });
+    let admin = admin::router(metrics, ready);
     let admin = tokio::spawn(serving::serve(operators, admin, Limits::default(), until(stopped.clone())));
     tracing::info!(listen = %config.listen, admin = %config.admin_listen, "answering reports");
     let told = async {

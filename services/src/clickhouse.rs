@@ -67,6 +67,13 @@ impl ClickHouse {
         }
     }
 
+    /// Sends a signal, e.g. `STOP` or `CONT`, if it is an engine of this test's.
+    pub fn signal(&self, name: &str) {
+        if let Some(server) = &self.server {
+            server.signal(name);
+        }
+    }
+
     /// Runs a statement and answers its text.
     pub fn query(&self, statement: &str) -> String {
         let address = self.url.trim_start_matches("http://");

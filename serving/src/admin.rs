@@ -8,10 +8,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use std::pin::Pin;
 use std::sync::Arc;
 
-/// Whether a process can do its work now: `Ok`, or what keeps it from it.
-pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// Whether a process can do its work now: `Ok`, or what keeps it from it. It answers within a few seconds.
+pub type Ready = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// Of something that is known at once.
+pub fn known(ready: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Ready {
+    Arc::new(move || Box::pin(std::future::ready(ready())))
+}
 
 /// What else an operator wants to know beside that, as JSON.
 pub type Details = Arc<dyn Fn() -> Value + Send + Sync>;
@@ -41,7 +47,7 @@ fn routes(admin: Admin) -> Router {
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
-    let (status, mut said) = match (admin.ready)() {
+    let (status, mut said) = match (admin.ready)().await {
         Ok(()) => (StatusCode::OK, json!({ "status": "ready" })),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "not ready", "why": why })),
     };

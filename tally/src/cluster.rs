@@ -46,7 +46,7 @@ pub async fn until_told<W: Future<Output = Result<()>> + Send + 'static>(
 ) -> Result<()> {
     let listener = serving::bind("admin", listen).await?;
     let (stop, stopped) = watch::channel(false);
-    let ready: admin::Ready = Arc::new(move || troubles.first().map_or(Ok(()), Err));
+    let ready = admin::known(move || troubles.first().map_or(Ok(()), Err));
     let admin = admin::router(metrics, ready);
     let until = Stop(stopped.clone());
     let admin = tokio::spawn(async move { serving::serve(listener, admin, Limits::default(), until.told()).await });

@@ -1,5 +1,6 @@
 //! The processes of a cluster, each alone: real Kafka, Redis and ClickHouse, real HTTP, real time. Every one of them is
-//! killed under load and started again, and what is reported is judged from the answers that browsers received.
+//! killed under load and started again, and stopped for a while and let go on; what is reported is judged from the
+//! answers that browsers received.
 #![allow(clippy::unwrap_used)]
 
 #[cfg(feature = "clickhouse-tls")]
@@ -84,7 +85,7 @@ fn cells(report: &Value) -> Cells {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_process_is_killed_under_load_and_the_oracle_holds() {
+async fn every_process_is_killed_and_paused_under_load_and_the_oracle_holds() {
     let Some(mut cluster) = Cluster::start() else { return };
     let seed = rand::random::<u64>();
     println!("seed {seed}");
@@ -108,6 +109,10 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         Name::ClickHouse,
         Name::Run,
     ];
+    // Between kills each of these stands still for some seconds, with its connections open.
+    let mut pauses =
+        vec![Name::ClickHouse, Name::Redirect(1), Name::Kafka, Name::Run, Name::Load, Name::Redis, Name::Redirect(0)];
+    let mut paused: Option<(Name, Duration)> = None;
     // Then each of these is started to die at a commit point, some time after its start, and starts again when it did.
     let mut deaths = vec![
         (Name::Redirect(0), "kafka.acknowledged:60"),
@@ -119,7 +124,13 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
     let mut requests = JoinSet::new();
     let (began, mut number) = (Instant::now(), 0_u32);
     let mut next_kill = Duration::from_secs(4);
-    while !kills.is_empty() || !deaths.is_empty() || dying.is_some() || began.elapsed() < next_kill {
+    while !kills.is_empty()
+        || !pauses.is_empty()
+        || paused.is_some()
+        || !deaths.is_empty()
+        || dying.is_some()
+        || began.elapsed() < next_kill
+    {
         for _ in 0..4 {
             // New impressions, and clicks again on earlier ones; programs as well as people.
             number += 1;
@@ -133,7 +144,18 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
             let impression = format!("imp_{seed}_{impression}");
             requests.spawn(send(client.clone(), judge.clone(), url, impression, agent, country));
         }
-        if began.elapsed() >= next_kill && !kills.is_empty() {
+        if let Some((name, until)) = paused {
+            if began.elapsed() >= until {
+                cluster.resume(name);
+                (paused, next_kill) = (None, began.elapsed() + Duration::from_secs(2));
+            }
+        } else if began.elapsed() >= next_kill && pauses.len() >= kills.len() && !pauses.is_empty() {
+            let name = pauses.remove(0);
+            let pause = Duration::from_millis(rng.random_range(500..5_000));
+            println!("{:?}: {name:?} stands still for {pause:?}", began.elapsed());
+            cluster.pause(name);
+            paused = Some((name, began.elapsed() + pause));
+        } else if began.elapsed() >= next_kill && !kills.is_empty() {
             let name = kills.remove(0);
             println!("{:?}: kill -9 {name:?}", began.elapsed());
             cluster.kill(name);
@@ -193,5 +215,23 @@ async fn every_process_is_killed_under_load_and_the_oracle_holds() {
         let ready = cluster.admin(name, "/readyz").await;
         assert_eq!(ready.0, 200, "{name:?}: {}", ready.1);
     }
+
+    // Without ClickHouse nothing is counted: who works on it says so, also to whoever sends it traffic; a redirect does not
+    // care, and everything goes on by itself when it is back.
+    cluster.kill(Name::ClickHouse);
+    let away = "clickhouse";
+    for name in [Name::Load, Name::Reporting(0)] {
+        let ready = cluster.wait_for_ready(name, 503).await;
+        assert!(ready.to_lowercase().contains(away), "{name:?}: {ready}");
+        assert_eq!(cluster.admin(name, "/healthz").await.0, 200, "{name:?} need not be started again");
+    }
+    let metrics = cluster.admin(Name::Load, "/metrics").await.1;
+    assert!(metrics.lines().any(|line| line == "tally_load_failed 1.0"), "{metrics}");
+    assert_eq!(cluster.admin(Name::Redirect(0), "/readyz").await.0, 200);
+    tokio::task::block_in_place(|| cluster.start_again(Name::ClickHouse));
+    for name in [Name::Load, Name::Reporting(0)] {
+        cluster.wait_for_ready(name, 200).await;
+    }
+    assert_eq!(cells(&cluster.report(0).await), cells(&report));
     cluster.stop_all();
 }

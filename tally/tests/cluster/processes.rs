@@ -198,6 +198,25 @@ impl Cluster {
         }
     }
 
+    /// Stops it from running, with its connections open, until [`Cluster::resume`].
+    pub fn pause(&self, name: Name) {
+        self.signal(name, "STOP");
+    }
+
+    pub fn resume(&self, name: Name) {
+        self.signal(name, "CONT");
+    }
+
+    fn signal(&self, name: Name, signal: &str) {
+        match name {
+            Name::Kafka => self.kafka.signal(signal),
+            Name::Redis if signal == "STOP" => self.redis.pause(),
+            Name::Redis => self.redis.resume(),
+            Name::ClickHouse => self.clickhouse.as_ref().unwrap().signal(signal),
+            name => self.running[&name].signal(signal),
+        }
+    }
+
     /// Tells a process to stop, and waits until it has.
     pub fn stop(&mut self, name: Name) {
         let server = self.running.remove(&name).unwrap();
@@ -224,6 +243,20 @@ impl Cluster {
         let url = format!("http://127.0.0.1:{}{path}", self.ports[&name][1]);
         let answer = self.client.get(url).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Asks whether a process is ready until it answers with this status, and gives what it says then.
+    pub async fn wait_for_ready(&self, name: Name, status: u16) -> String {
+        let began = Instant::now();
+        loop {
+            let (found, body) = self.admin(name, "/readyz").await;
+            if found == status {
+                return body;
+            }
+            // A part that failed is tried again after a pause of up to a minute.
+            assert!(began.elapsed() < Duration::from_secs(120), "{name:?}: {found}: {body}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// Every cell, by one of the reporting nodes.
