@@ -13,9 +13,9 @@ use std::time::Instant;
 /// How often a version that broke before its first checkpoint is deployed again by itself.
 const STARTS_MAX: u32 = 3;
 
-/// Arroyo compiles the functions of a pipeline before it plans its query. This one cannot be planned, so nothing
-/// comes of it but compiled functions, which it keeps.
-const UNPLANNABLE: &str = "SELECT * FROM functions_are_compiled_before_this_table_is_missed";
+/// Arroyo compiles the functions of a pipeline before it plans its query. One that reads a table which is not there cannot
+/// be planned, so nothing comes of it but compiled functions, which it keeps.
+const MISSED_TABLE: &str = "functions_are_compiled_before_this_table_is_missed";
 
 /// What Arroyo's answer begins with when a function does not compile.
 const BUILD_FAILED: &str = "Failed to build UDF";
@@ -119,24 +119,24 @@ impl Deployer<'_> {
         let udfs = self.udfs();
         let nothing = NewPipeline {
             name: &format!("{}-compile", self.settings.name),
-            query: UNPLANNABLE,
+            query: &format!("SELECT * FROM {MISSED_TABLE}"),
             udfs: &udfs,
             parallelism: 1,
             checkpoint_interval_micros: self.interval_micros(),
         };
         match self.arroyo.create(&nothing).await {
-            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) => {
-                if !text.starts_with(BUILD_FAILED) {
-                    return Ok(());
-                }
+            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) if text.starts_with(BUILD_FAILED) => {
                 // It does not say which; asked one by one it does.
                 self.check_functions().await?;
                 Err(DeployError::Functions(unescaped(&text)))
             }
+            // It got as far as planning: "Failed to plan query:\n * table '…' not found". Any other refusal may have come
+            // before it compiled anything.
+            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) if text.contains(MISSED_TABLE) => Ok(()),
             Err(error) => Err(error.into()),
             Ok(pipeline) => {
                 self.arroyo.set_stop(&pipeline.id, Stop::Immediate).await?;
-                let text = format!("it planned {UNPLANNABLE:?} as pipeline {}, where no such table is", pipeline.id);
+                let text = format!("it planned a query of {MISSED_TABLE} as pipeline {}: no such table is there", pipeline.id);
                 Err(DeployError::Refused { file: pipeline.name, text })
             }
         }

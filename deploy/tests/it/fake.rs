@@ -63,6 +63,8 @@ pub enum Fault {
     /// Plans when asked to, and not when it counts.
     BadSqlAtCreation,
     BadFunction,
+    /// Refuses, with these words, before it compiles anything.
+    RefusesToCompile(&'static str),
     /// Checkpoints never end. With a stop at once the job stops.
     HangsInCheckpoints,
     /// Nothing stops it.
@@ -221,16 +223,26 @@ impl World {
         if self.fault == Fault::BadFunction {
             return recorded("pipeline_create_bad_udf");
         }
-        let is_planned = text("query").contains("CREATE TABLE") && self.fault != Fault::BadSqlAtCreation;
-        if !is_planned {
+        if let Fault::RefusesToCompile(reason) = self.fault {
+            return (StatusCode::BAD_REQUEST, json!({ "error": reason }));
+        }
+        let query = text("query");
+        if let Some(table) = query.strip_prefix("SELECT * FROM ") {
             self.journal.push("compile".into());
+            let (status, mut answer) = recorded("pipeline_create_bad_sql");
+            let said = answer["error"].as_str().unwrap();
+            assert!(said.contains("'claimedd'"), "{said}");
+            answer["error"] = json!(said.replace("claimedd", table));
+            return (status, answer);
+        }
+        if self.fault == Fault::BadSqlAtCreation {
             return recorded("pipeline_create_bad_sql");
         }
         self.journal.push(format!("create {}", text("name")));
         let pipeline = FakePipeline {
             id: format!("pl_{}", self.pipelines.len()),
             name: text("name"),
-            query: text("query"),
+            query,
             parallelism: body["parallelism"].as_u64().unwrap(),
             interval_micros: body["checkpoint_interval_micros"].as_u64().unwrap(),
             state: "Created".into(),

@@ -19,10 +19,14 @@ pub fn files() -> PipelineFiles {
     PipelineFiles::one("pipelines/clicks.sql", SQL)
 }
 
-fn changed_files() -> PipelineFiles {
+fn changed_sql() -> String {
     let changed = SQL.replace("ELSE bot_reason(", "WHEN country = 'ZZ' THEN 'nowhere' ELSE bot_reason(");
     assert_ne!(changed, SQL);
-    PipelineFiles::one("pipelines/clicks.sql", &changed)
+    changed
+}
+
+fn changed_files() -> PipelineFiles {
+    PipelineFiles::one("pipelines/clicks.sql", &changed_sql())
 }
 
 /// The functions of this repository; the one for claims is only read here, never compiled.
@@ -211,16 +215,34 @@ async fn a_broken_pipeline_stops_nothing() {
         assert_eq!(fake.journal(), [""; 0], "{fault:?}");
         assert_eq!(fake.world().pipelines[0].state, "Running");
     }
-    // At its place in the file: the column's use below the view that it is said to be missing from, and a call.
+    // At its place in the file: the column's first use in the statement that reads the relation it is missing from, and the
+    // function's call.
     let fake = running().await;
-    for (name, line) in
-        [("validate_unknown_column", "  SELECT *, claim_click("), ("validate_unknown_udf", "ELSE bot_reason(")]
-    {
+    for (name, begins, found) in [
+        ("validate_unknown_column", "CREATE VIEW verdicts", "publisher_id, clicked,\n  clicked_at"),
+        ("validate_unknown_udf", "CREATE VIEW reasons", "bot_reason(\"userAgent\")"),
+    ] {
         fake.set(Fault::BadSql(name));
         let error = deploy(&fake, &changed_files(), false).await.unwrap_err();
         let DeployError::Sql(error) = error else { panic!("{error}") };
-        let text = SQL.lines().nth(error.line as usize - 1).unwrap();
-        assert!(text.contains("publisher_id") || text.contains(line), "{error}");
+        let text = changed_sql();
+        let from = text.find(begins).unwrap();
+        let before = &text[..from + text[from..].find(found).unwrap()];
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        assert_eq!((error.line, error.column), (before.lines().count() as u64, column as u64), "{error}");
+    }
+}
+
+/// A refusal says that functions were compiled only if it is about the query.
+#[tokio::test]
+async fn functions_that_were_not_compiled_stop_nothing() {
+    for reason in ["Failed to create pipeline: no compiler", "Failed to plan query:\n * table 'claimedd' not found", ""] {
+        let fake = running().await;
+        fake.set(Fault::RefusesToCompile(reason));
+        let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+        assert_eq!(error, format!("POST /api/v1/pipelines was answered with 400 Bad Request: {reason}"));
+        assert_eq!(fake.journal(), [""; 0]);
+        assert_eq!(fake.world().pipelines[0].state, "Running");
     }
 }
 
