@@ -45,9 +45,15 @@ pub trait Cluster: Send + Sync {
     /// The newest recorded version; `None` before the first.
     async fn current(&self) -> Result<Option<Deployment>, ClusterError>;
 
-    /// Records the next version, which starts where the last closing ended. From here on rows of older versions at or
-    /// after its start are ignored.
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError>;
+    /// The repair that began and did not end, if there is one: its name, for people. Somebody may be at it.
+    async fn repair(&self) -> Result<Option<String>, ClusterError>;
+
+    /// Records this version, which starts where the last closing ended. From here on rows of older versions at or after
+    /// its start are ignored. If another version comes next nothing is recorded: somebody else deploys at the same time.
+    ///
+    /// What began and stands in its way, a repair or a closing that cannot be carried out, is given up if that is allowed;
+    /// else nothing is recorded.
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError>;
 
     /// Tells the claims of version and start: claims of older versions from there on are void, and older versions get
     /// no more of them.

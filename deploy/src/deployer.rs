@@ -49,13 +49,14 @@ impl Deployer<'_> {
     /// Looks at everything and changes nothing: the steps of a deployment, or why it cannot be. Files are checked by
     /// Arroyo's planner, the graph for lost edges, and files and functions for what Arroyo would get wrong.
     ///
-    /// `again` makes a new version even if nothing has changed, unless the recorded one was never started.
+    /// `again` makes a new version even if nothing has changed, unless the recorded one was never started; a new version
+    /// then gives up what began and stands in its way.
     pub async fn plan(&self, again: bool) -> Result<Plan, DeployError> {
-        self.plan_for(again.then_some(Why::Again)).await
+        self.plan_for(again.then_some(Why::Again), again).await
     }
 
     /// The same, and a new version for a given reason.
-    pub(crate) async fn plan_for(&self, wanted: Option<Why>) -> Result<Plan, DeployError> {
+    pub(crate) async fn plan_for(&self, wanted: Option<Why>, give_up: bool) -> Result<Plan, DeployError> {
         self.settings.check()?;
         traps::functions(self.functions)?;
         let stems: Result<Vec<&str>, DeployError> = self.files.iter().map(|(file, _)| stem_of(file)).collect();
@@ -98,7 +99,11 @@ impl Deployer<'_> {
         };
         let deployment = match carried_on {
             Continue::No(why) => {
-                steps.extend([Step::Record { version, why }, Step::Announce { version }]);
+                let gives_up = self.cluster.repair().await.map_err(doing("looking for a repair that began"))?;
+                if let (Some(repair), false) = (&gives_up, give_up) {
+                    return Err(DeployError::Repair { repair: repair.clone(), version });
+                }
+                steps.extend([Step::Record { version, why, gives_up }, Step::Announce { version }]);
                 created(&mut steps);
                 None
             }
@@ -116,7 +121,7 @@ impl Deployer<'_> {
             steps.insert(0, Step::Compile { functions });
         }
         steps.push(Step::Wait { partitions: topic.partitions });
-        Ok(Plan { version, steps, deployment, pipelines, partitions: topic.partitions, digest })
+        Ok(Plan { version, steps, deployment, pipelines, partitions: topic.partitions, digest, give_up })
     }
 
     /// Compiles the functions in Arroyo and keeps nothing; the first time this takes minutes.

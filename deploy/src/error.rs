@@ -34,6 +34,11 @@ pub enum DeployError {
     Functions(String),
     #[error("topic clicks was made anew: version {version} is of {recorded}, and the topic is {found} now")]
     OtherTopic { version: i64, recorded: String, found: String },
+    #[error(
+        "{repair} began and did not end, and version {version} would give it up: run `tally repair` again, or let \
+         `tally deploy --again` give it up. Nothing was stopped"
+    )]
+    Repair { repair: String, version: i64 },
     #[error("version {found} was recorded where {expected} was expected: another deployment goes on at the same time")]
     OtherVersion { expected: i64, found: i64 },
     #[error("pipeline {name} ({id}) did not stop within {waited:?}: it is {state}")]

@@ -58,7 +58,7 @@ impl Deployer<'_> {
         let mut why = again.then_some(Why::Again);
         let mut starts = 1;
         loop {
-            let plan = self.plan_for(why).await?;
+            let plan = self.plan_for(why, again).await?;
             match self.carry_out(&plan, told).await? {
                 (deployment, Waited::Running) => return Ok(deployment),
                 (_, Waited::Restarted { name, id }) if starts < STARTS_MAX => {
@@ -85,11 +85,8 @@ impl Deployer<'_> {
                 Step::Compile { .. } => self.compile().await?,
                 Step::Stop { name, id, .. } => self.stop(name, id).await?,
                 Step::Record { version, .. } => {
-                    let recorded = self.cluster.record(&plan.digest).await.map_err(doing("recording the version"))?;
-                    if recorded.version != *version {
-                        return Err(DeployError::OtherVersion { expected: *version, found: recorded.version });
-                    }
-                    deployment = Some(recorded);
+                    let recorded = self.cluster.record(&plan.digest, *version, plan.give_up).await;
+                    deployment = Some(recorded.map_err(doing(format!("recording version {version}")))?);
                 }
                 Step::Announce { version } => {
                     let telling = format!("telling the claims of version {version}");
@@ -132,11 +129,14 @@ impl Deployer<'_> {
             }
             // It got as far as planning: "Failed to plan query:\n * table '…' not found". Any other refusal may have come
             // before it compiled anything.
-            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) if text.contains(MISSED_TABLE) => Ok(()),
+            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) if text.contains(MISSED_TABLE) => {
+                Ok(())
+            }
             Err(error) => Err(error.into()),
             Ok(pipeline) => {
                 self.arroyo.set_stop(&pipeline.id, Stop::Immediate).await?;
-                let text = format!("it planned a query of {MISSED_TABLE} as pipeline {}: no such table is there", pipeline.id);
+                let text =
+                    format!("it planned a query of {MISSED_TABLE} as pipeline {}: no such table is there", pipeline.id);
                 Err(DeployError::Refused { file: pipeline.name, text })
             }
         }

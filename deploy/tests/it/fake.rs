@@ -98,6 +98,8 @@ pub struct World {
     pub deployments: Vec<Deployment>,
     pub announced: Vec<i64>,
     pub committed: BTreeMap<String, Offsets>,
+    /// One that began and did not end.
+    pub repair: Option<String>,
     asked: usize,
 }
 
@@ -387,10 +389,27 @@ impl Cluster for Fake {
         Ok(world.deployments.last().cloned())
     }
 
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError> {
+    async fn repair(&self) -> Result<Option<String>, ClusterError> {
+        let mut world = self.world();
+        world.asked_of_cluster("repair")?;
+        Ok(world.repair.clone())
+    }
+
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError> {
         let mut world = self.world();
         let lost = world.asked_of_cluster("record")?;
-        let version = world.deployments.len() as i64 + 1;
+        let next = world.deployments.len() as i64 + 1;
+        if version != next {
+            return Err(format!("version {next} comes next").into());
+        }
+        match world.repair.take() {
+            Some(repair) if !give_up => {
+                world.repair = Some(repair);
+                return Err("a repair began".into());
+            }
+            Some(repair) => world.journal.push(format!("give up {repair}")),
+            None => {}
+        }
         // The last partition has seen no closing yet.
         let start = (0..PARTITIONS - 1).map(|partition| (partition, version * 100 + i64::from(partition))).collect();
         let deployment = Deployment { version, digest: digest.to_string(), log_id: log_id(), start };

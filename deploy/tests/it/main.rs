@@ -132,6 +132,31 @@ async fn a_changed_pipeline_is_a_new_version_and_so_is_one_again() {
     }
 }
 
+/// A repair that began is given up only where that is asked for, and is said.
+#[tokio::test]
+async fn a_repair_is_not_given_up_unasked() {
+    let fake = running().await;
+    fake.world().repair = Some("repair 7".into());
+    // What is recorded already goes on beside it.
+    assert_eq!(deploy(&fake, &files(), false).await.unwrap().version, 1);
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("repair 7 began and did not end, and version 2 would give it up: run `tally repair`"),
+        "{error}"
+    );
+    assert_eq!((fake.journal(), fake.world().pipelines[0].state.as_str()), (vec![], "Running"));
+    let shown = plan(&fake, &changed_files(), true).await.unwrap();
+    assert!(shown.contains("give up repair 7, which began and did not end, and record version 2: "), "{shown}");
+    let deployment = deploy(&fake, &changed_files(), true).await.unwrap();
+    assert!(fake.journal().contains(&"give up repair 7".to_string()));
+    check_end(&fake, &deployment);
+    // Nor by a version that is made since a pipeline broke.
+    fake.world().repair = Some("repair 8".into());
+    fake.world().pipelines.last_mut().unwrap().state = "Failed".into();
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(error.starts_with("repair 8 began"), "{error}");
+}
+
 /// Also one that no other engine is given.
 #[tokio::test]
 async fn a_changed_function_is_a_new_version() {
@@ -236,7 +261,8 @@ async fn a_broken_pipeline_stops_nothing() {
 /// A refusal says that functions were compiled only if it is about the query.
 #[tokio::test]
 async fn functions_that_were_not_compiled_stop_nothing() {
-    for reason in ["Failed to create pipeline: no compiler", "Failed to plan query:\n * table 'claimedd' not found", ""] {
+    for reason in ["Failed to create pipeline: no compiler", "Failed to plan query:\n * table 'claimedd' not found", ""]
+    {
         let fake = running().await;
         fake.set(Fault::RefusesToCompile(reason));
         let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();

@@ -1,6 +1,7 @@
 //! `tally deploy`: the pipelines on Arroyo, and how they are doing there.
 
 use super::config::Config;
+use super::record::record;
 use super::rows::Seen;
 use super::run::warehouse;
 use crate::status::say;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use tally_log::kafka::{KafkaLog, groups};
 use tally_log::{Log, ends};
 use tokio::sync::Mutex;
-use warehouse::sequence::Entry;
-use warehouse::{Topics, Warehouse};
+use warehouse::sequence::{Entry, Kind};
+use warehouse::{Deploying, Topics, Warehouse};
 
 /// What is asked of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +95,12 @@ fn deployment(entry: Entry) -> Deployment {
     Deployment { version: entry.version, digest: entry.digest, log_id: entry.log_id, start: entry.positions }
 }
 
+/// What began, as it is told.
+fn named(begun: &Entry) -> String {
+    let what = if begun.kind == Kind::RepairBegun { "repair" } else { "closing" };
+    format!("{what} {} of the minutes before {}", begun.number, begun.through)
+}
+
 #[async_trait]
 impl Cluster for Parts<'_> {
     async fn topic(&self) -> Result<Topic, ClusterError> {
@@ -105,10 +112,18 @@ impl Cluster for Parts<'_> {
         Ok(self.entries().await?.pop().map(deployment))
     }
 
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError> {
-        let warehouse = self.warehouse().await?;
-        warehouse.deploy_again(&*self.log, &self.topics, digest).await?;
-        let entry = warehouse.deployments().await?.pop();
+    async fn repair(&self) -> Result<Option<String>, ClusterError> {
+        let begun = self.warehouse().await?.begun().await;
+        Ok(begun.filter(|begun| begun.kind == Kind::RepairBegun).map(|begun| named(&begun)))
+    }
+
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError> {
+        let how = Deploying { though_unchanged: true, give_up_begun: give_up, as_version: Some(version) };
+        let (warehouse, recorded) = record(self.config, &*self.log, &self.topics, digest, how).await?;
+        if let Some(begun) = recorded.given_up {
+            say(&format!("{} was given up: version {version} counts its minutes", named(&begun)));
+        }
+        let entry = warehouse.deployments().await?.into_iter().find(|entry| entry.version == version);
         Ok(entry.map(deployment).ok_or("the deployment was recorded, and is not there")?)
     }
 

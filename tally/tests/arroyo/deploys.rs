@@ -5,7 +5,7 @@ use crate::site::{PARTITIONS, Site};
 use click::{Clock, Offsets, SystemClock};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tally_log::kafka::{KafkaLog, groups};
 use tally_log::{Log, Topic};
 use warehouse::backend::Backend;
@@ -128,4 +128,48 @@ async fn deployments(site: &Site, fake: &Fake) {
     let failed = site.tally(&["deploy", "--status"]);
     failed.refused("there is a problem");
     assert!(failed.out.contains("problem: tally-clicks-5 is Failed"), "{}", failed.out);
+
+    repairs_and_closings(site, fake).await;
+}
+
+async fn newest(site: &Site) -> Entry {
+    site.tables.entries().await.unwrap().into_iter().max_by_key(|entry| entry.number).unwrap()
+}
+
+/// What a new version finds in the warehouse beside older versions.
+async fn repairs_and_closings(site: &Site, fake: &Fake) {
+    // A repair is under way: it is given up only if that is asked for, and then that is said.
+    let last = newest(site).await;
+    let begun = Entry { number: last.number + 1, kind: Kind::RepairBegun, through: last.through.next(), ..last };
+    site.tables.put_entry(&begun).await.unwrap();
+    fake.journal();
+    let repair = format!("repair {} of the minutes before {}", begun.number, begun.through);
+    site.tally(&["deploy"]).refused(&format!("{repair} began and did not end, and version 6 would give it up"));
+    assert_eq!((fake.journal().len(), site.deployments().await.len()), (0, 5));
+    site.tally(&["deploy", "--again", "--dry-run"]).said(&format!("give up {repair}, which began and did not end"));
+    let again = site.tally(&["deploy", "--again"]);
+    again.said(&format!("{repair} was given up: version 6 counts its minutes"));
+    again.said("version 6 counts\n");
+
+    // A loader puts closings while a version is recorded: it is recorded after them.
+    let (tables, of) = (site.tables.clone(), fake.clone());
+    let mut last = newest(site).await;
+    let loader = tokio::spawn(async move {
+        while !of.world().journal.iter().any(|line| line == "checkpoint tally-clicks-6") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let until = Instant::now() + Duration::from_millis(1_500);
+        while Instant::now() < until {
+            last = Entry { number: last.number + 1, kind: Kind::Closing, through: last.through.next(), ..last };
+            match tables.put_entry(&last).await {
+                Ok(()) => {}
+                Err(warehouse::Error::Taken { .. }) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        last.number
+    });
+    site.tally(&["deploy", "--again"]).said("version 7 counts\n");
+    let closings = loader.await.unwrap();
+    assert!(closings > begun.number + 1 && newest(site).await.number >= closings, "{closings}");
 }
