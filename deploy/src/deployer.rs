@@ -9,7 +9,10 @@ use crate::plan::{Plan, Prepared, Step, Why, name_of, read_name, stem_of};
 use crate::settings::Settings;
 use crate::traps::{self, Source};
 use click::{LogId, Millis};
+use pipeline_files::parse::{Kind, Placed, Table, parse};
 use pipeline_files::{File, PipelineFiles, fill, variables};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A set of pipeline files with their functions, an Arroyo, and the rest of the system.
 pub struct Deployer<'a> {
@@ -66,7 +69,16 @@ impl Deployer<'_> {
         self.arroyo.ping().await?;
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let current = self.cluster.current().await.map_err(doing("reading the recorded version"))?;
-        let found = self.found().await?;
+        let (found, others) = self.found(topic.log_id).await?;
+        if let Some(other) = others.first() {
+            let Pipeline { name, id, .. } = &other.pipeline;
+            return Err(DeployError::OtherName {
+                name: name.clone(),
+                id: id.clone(),
+                state: other.state(),
+                prefix: self.settings.name.clone(),
+            });
+        }
 
         let next = current.as_ref().map_or(1, |deployment| deployment.version + 1);
         let (version, carried_on) = match &current {
@@ -140,15 +152,23 @@ impl Deployer<'_> {
         self.functions.iter().map(|function| Udf::rust(function.source)).collect()
     }
 
-    /// Every pipeline of ours, newest first, with its job.
-    pub(crate) async fn found(&self) -> Result<Vec<Found>, DeployError> {
-        let mut found = Vec::new();
+    /// Every pipeline of ours, newest first, with its job; and those of another name that count this log and are not over,
+    /// left by a change of the name.
+    pub(crate) async fn found(&self, log_id: LogId) -> Result<(Vec<Found>, Vec<Found>), DeployError> {
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         for pipeline in self.arroyo.pipelines().await? {
-            let Some((_, version)) = read_name(&self.settings.name, &pipeline.name) else { continue };
+            let version = read_name(&self.settings.name, &pipeline.name).map(|(_, version)| version);
+            if version.is_none() && !counts(&pipeline.query, log_id) {
+                continue;
+            }
             let job = self.arroyo.job(&pipeline.id).await?;
-            found.push(Found { version, pipeline, job });
+            match version {
+                Some(version) => found.push(Found { version, pipeline, job }),
+                None => others.push(Found { version: 0, pipeline, job }),
+            }
         }
-        Ok(found)
+        others.retain(|other| !other.is_over());
+        Ok((found, others))
     }
 
     /// The epoch of the last checkpoint that was completed.
@@ -184,10 +204,11 @@ impl Deployer<'_> {
         {
             return Ok(Continue::No(why));
         }
+        let prepared = self.prepare(deployment.version, topic.log_id)?;
         let mut restarts = Vec::new();
-        for (number, stem) in stems.iter().enumerate() {
+        for (number, (stem, prepared)) in stems.iter().zip(&prepared).enumerate() {
             let name = name_of(&self.settings.name, stem, deployment.version);
-            let broken = |how| Ok(Continue::No(Why::Broken { name: name.clone(), how }));
+            let broken = |how: &str| Ok(Continue::No(Why::Broken { name: name.clone(), how: how.into() }));
             let Some(kept) = found.iter().rev().find(|found| found.pipeline.name == name) else {
                 // What it counted may be final by now, and its start far behind.
                 if has_rows {
@@ -195,6 +216,10 @@ impl Deployer<'_> {
                 }
                 continue;
             };
+            // What the digest does not cover, since counts do not depend on it.
+            if let Some(how) = self.outdated(&kept.pipeline, prepared) {
+                return broken(&how);
+            }
             let Found { pipeline, job: Some(job), .. } = kept else { continue };
             let epoch = self.last_epoch(&pipeline.id, &job.id).await?;
             match epoch {
@@ -210,6 +235,20 @@ impl Deployer<'_> {
             }
         }
         Ok(Continue::Yes(restarts))
+    }
+
+    /// What a pipeline was created with that is set otherwise now.
+    fn outdated(&self, pipeline: &Pipeline, prepared: &Prepared) -> Option<String> {
+        let (made, set) =
+            (Duration::from_micros(pipeline.checkpoint_interval_micros), self.settings.checkpoint_interval);
+        if made != set {
+            return Some(format!("makes a checkpoint every {made:?}, and every {set:?} is set"));
+        }
+        let (made, set) = (brokers(&pipeline.query), brokers(&prepared.file.text));
+        let shown = |brokers: BTreeSet<String>| brokers.into_iter().collect::<Vec<_>>().join(" and ");
+        // Without any it is not known what it was created with.
+        let is_other = !made.is_empty() && made != set;
+        is_other.then(|| format!("has Kafka at {}, and {} is set", shown(made), shown(set)))
     }
 
     /// The files with everything filled in.
@@ -245,6 +284,28 @@ impl Deployer<'_> {
         }
         Ok(())
     }
+}
+
+/// The tables of a query; none of one that is not of a pipeline file.
+fn tables(query: &str) -> Vec<Table> {
+    let statements = parse(&File::new("", query)).unwrap_or_default().into_iter();
+    let table = |statement: Placed| if let Kind::Table(table) = statement.kind { Some(table) } else { None };
+    statements.filter_map(table).collect()
+}
+
+fn option<'a>(table: &'a Table, name: &str) -> Option<&'a str> {
+    table.options.get(name).map(|(value, _)| value.as_str())
+}
+
+/// The Kafkas of a query.
+fn brokers(query: &str) -> BTreeSet<String> {
+    tables(query).iter().filter_map(|table| option(table, "bootstrap_servers")).map(str::to_string).collect()
+}
+
+/// Whether a query writes raw rows of this log, which names itself in each.
+fn counts(query: &str, log_id: LogId) -> bool {
+    let is_raw = |table: &Table| option(table, "type") == Some("sink") && option(table, "topic") == Some("raw_clicks");
+    query.contains(&log_id.to_string()) && tables(query).iter().any(is_raw)
 }
 
 /// Arroyo's reason at its place in the file, if it can be found.

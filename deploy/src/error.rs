@@ -39,6 +39,11 @@ pub enum DeployError {
          `tally deploy --again` give it up. Nothing was stopped"
     )]
     Repair { repair: String, version: i64 },
+    #[error(
+        "pipeline {name} ({id}, {state}) counts the same log, and its name does not begin with {prefix}-: both would read \
+         every record. Set the name that it was deployed with, or stop it in Arroyo"
+    )]
+    OtherName { name: String, id: String, state: String, prefix: String },
     #[error("version {found} was recorded where {expected} was expected: another deployment goes on at the same time")]
     OtherVersion { expected: i64, found: i64 },
     #[error("pipeline {name} ({id}) did not stop within {waited:?}: it is {state}")]

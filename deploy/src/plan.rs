@@ -37,7 +37,7 @@ pub enum Step {
     Create { pipeline: usize, name: String },
     /// Let a pipeline go on from its last checkpoint, whose epoch is this.
     Restart { pipeline: usize, name: String, id: String, epoch: u64 },
-    /// Wait until all pipelines run, have made a checkpoint, and a row has come from every partition.
+    /// Wait until all pipelines run, each makes a checkpoint, and a row comes from every partition.
     Wait { partitions: Partition },
 }
 
@@ -49,10 +49,10 @@ pub enum Why {
     Changed,
     /// It was asked for.
     Again,
-    /// A pipeline of the recorded version cannot be carried on.
+    /// A pipeline of the recorded version cannot be carried on, or not as it is.
     Broken {
         name: String,
-        how: &'static str,
+        how: String,
     },
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for Step {
             Step::Wait { partitions } => {
                 write!(
                     f,
-                    "wait until it runs, has made a checkpoint, and a row has come from each of {partitions} partitions"
+                    "wait until it runs, makes a checkpoint, and a row comes from each of {partitions} partitions"
                 )
             }
         }

@@ -1,12 +1,12 @@
 //! A plan carried out.
 
 use crate::arroyo::{ApiError, Job, NewPipeline, Stop};
-use crate::cluster::Deployment;
-use crate::deployer::{Deployer, doing, refused};
+use crate::cluster::{Deployment, Progress};
+use crate::deployer::{Deployer, doing, millis, refused};
 use crate::error::DeployError;
 use crate::locate::unescaped;
 use crate::plan::{Plan, Prepared, Step, Why};
-use click::{Offsets, Partition};
+use click::{Offset, Offsets, Partition};
 use reqwest::StatusCode;
 use std::time::Instant;
 
@@ -32,10 +32,32 @@ enum Start {
     },
 }
 
-impl Start {
-    /// Checkpoints after this epoch are new.
-    fn epoch(self) -> u64 {
-        if let Start::Restarted { epoch } = self { epoch } else { 0 }
+/// What is known of a pipeline that is waited for.
+struct Watched {
+    /// Checkpoints after this epoch were completed since the wait began; `None` until that was looked at.
+    after: Option<u64>,
+    /// It has made a checkpoint, so a restart does no harm to it.
+    is_safe: bool,
+}
+
+impl Watched {
+    fn new(start: Start) -> Self {
+        match start {
+            Start::Found => Watched { after: None, is_safe: false },
+            Start::Created => Watched { after: Some(0), is_safe: false },
+            Start::Restarted { epoch } => Watched { after: Some(epoch), is_safe: true },
+        }
+    }
+
+    /// Takes the last epoch that was completed into account; whether it was since the wait began.
+    fn is_new(&mut self, epoch: Option<u64>) -> bool {
+        let Some(after) = self.after else {
+            self.after = Some(epoch.unwrap_or(0));
+            // Nobody knows which of its starts made that one; whoever deployed it did.
+            self.is_safe |= epoch.is_some();
+            return false;
+        };
+        epoch.is_some_and(|epoch| epoch > after)
     }
 }
 
@@ -63,7 +85,7 @@ impl Deployer<'_> {
                 (deployment, Waited::Running) => return Ok(deployment),
                 (_, Waited::Restarted { name, id }) if starts < STARTS_MAX => {
                     tracing::warn!(name, id, "restarted before its first checkpoint: deploying again from the start");
-                    why = Some(Why::Broken { name, how: "was restarted before its first checkpoint" });
+                    why = Some(Why::Broken { name, how: "was restarted before its first checkpoint".into() });
                     starts += 1;
                 }
                 (_, Waited::Restarted { name, id }) => {
@@ -183,6 +205,8 @@ impl Deployer<'_> {
         }
     }
 
+    /// Waits until the pipelines work: each makes a checkpoint and a row comes from every partition. What was there before
+    /// proves nothing, since a pipeline that hangs is called Running too.
     async fn wait(
         &self,
         deployment: &Deployment,
@@ -191,29 +215,31 @@ impl Deployer<'_> {
         partitions: Partition,
     ) -> Result<Waited, DeployError> {
         let until = Instant::now() + self.settings.start_wait;
-        // Those that had made a checkpoint; a restart does no harm to them.
-        let mut is_safe: Vec<bool> = starts.iter().map(|start| matches!(start, Start::Restarted { .. })).collect();
+        let mut watched: Vec<Watched> = starts.iter().copied().map(Watched::new).collect();
+        // A version that is created has no rows before.
+        let is_new = starts.iter().all(|start| *start == Start::Created);
+        let before = if is_new { Offsets::default() } else { self.progress(deployment).await?.rows };
         loop {
             let mut missing = Vec::new();
-            for ((prepared, start), is_safe) in pipelines.iter().zip(starts).zip(&mut is_safe) {
+            for (prepared, watched) in pipelines.iter().zip(&mut watched) {
                 let Some(id) = &prepared.found else { continue };
-                match self.look(id, start.epoch()).await {
+                match self.look(id).await {
                     Ok((Some(job), _)) if job.is_over() => {
                         let reason = job.failure_reason.unwrap_or_else(|| format!("it is {}", job.state));
                         let why = format!("{reason}{}", self.last_error(id).await);
                         return Err(DeployError::Failed { name: prepared.name.clone(), id: id.clone(), why });
                     }
-                    Ok((Some(job), is_checkpointed)) => {
-                        // Of one that was there before nobody knows which start made its first checkpoint.
-                        let is_first = is_checkpointed && *start == Start::Found;
-                        if !*is_safe && job.run_id > 1 && !is_first {
+                    Ok((Some(job), epoch)) => {
+                        let is_checkpointed = watched.is_new(epoch);
+                        if !watched.is_safe && job.run_id > 1 {
                             return Ok(Waited::Restarted { name: prepared.name.clone(), id: id.clone() });
                         }
-                        *is_safe |= is_checkpointed;
+                        watched.is_safe |= is_checkpointed;
                         if !job.state.is_running() {
                             missing.push(format!("{} is {}", prepared.name, job.state));
                         } else if !is_checkpointed {
-                            missing.push(format!("{} has made no checkpoint", prepared.name));
+                            let new = if watched.after == Some(0) { "" } else { "new " };
+                            missing.push(format!("{} has made no {new}checkpoint", prepared.name));
                         }
                     }
                     Ok((None, _)) => missing.push(format!("{} has no job", prepared.name)),
@@ -222,19 +248,26 @@ impl Deployer<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            let progress = self.cluster.progress(deployment).await.map_err(doing("looking for rows in raw_clicks"))?;
+            let rows = self.progress(deployment).await?.rows;
             let silent: Vec<String> = (0..partitions)
-                .filter(|partition| !progress.rows.iter().any(|(seen, _)| seen == *partition))
+                .filter(|partition| row_of(&rows, *partition) <= row_of(&before, *partition))
                 .map(|partition| partition.to_string())
                 .collect();
             if !silent.is_empty() {
-                let from = silent.join(", ");
-                missing.push(format!("no row has come from partition {from} (heartbeats come from running redirects)"));
+                let (new, from) = (if is_new { "" } else { "new " }, silent.join(", "));
+                missing.push(format!(
+                    "no {new}row has come from partition {from} (heartbeats come from running redirects)"
+                ));
             }
             if missing.is_empty() {
                 return Ok(Waited::Running);
             }
             if Instant::now() >= until {
+                for Prepared { name, found, .. } in pipelines {
+                    let Some(id) = found else { continue };
+                    missing
+                        .extend(self.newest_error(id).await.map(|error| format!("the last error of {name}: {error}")));
+                }
                 let (version, waited) = (deployment.version, self.settings.start_wait);
                 return Err(DeployError::NotRunning { version, waited, missing: missing.join("; ") });
             }
@@ -242,24 +275,37 @@ impl Deployer<'_> {
         }
     }
 
-    /// The job, and whether it has completed a checkpoint after this epoch.
-    async fn look(&self, pipeline: &str, after: u64) -> Result<(Option<Job>, bool), DeployError> {
-        let Some(job) = self.arroyo.job(pipeline).await? else { return Ok((None, false)) };
+    async fn progress(&self, deployment: &Deployment) -> Result<Progress, DeployError> {
+        self.cluster.progress(deployment).await.map_err(doing("looking for rows in raw_clicks"))
+    }
+
+    /// The job, and the epoch of its last completed checkpoint.
+    async fn look(&self, pipeline: &str) -> Result<(Option<Job>, Option<u64>), DeployError> {
+        let Some(job) = self.arroyo.job(pipeline).await? else { return Ok((None, None)) };
         let epoch = self.last_epoch(pipeline, &job.id).await?;
         // Looked at again: a job that is in its first start now had made that checkpoint in it.
-        Ok((self.arroyo.job(pipeline).await?, epoch.is_some_and(|epoch| epoch > after)))
+        Ok((self.arroyo.job(pipeline).await?, epoch))
     }
 
     /// The newest error of a pipeline, to be put behind what is said of it; nothing if there is none to be had.
     async fn last_error(&self, pipeline: &str) -> String {
-        let Ok(Some(job)) = self.arroyo.job(pipeline).await else { return String::new() };
-        let Ok(errors) = self.arroyo.errors(pipeline, &job.id).await else { return String::new() };
-        errors.first().map(|error| format!(": {}: {}", error.message, error.details)).unwrap_or_default()
+        self.newest_error(pipeline).await.map(|error| format!(": {error}")).unwrap_or_default()
+    }
+
+    async fn newest_error(&self, pipeline: &str) -> Option<String> {
+        let job = self.arroyo.job(pipeline).await.ok()??;
+        let errors = self.arroyo.errors(pipeline, &job.id).await.ok()?;
+        errors.first().map(|error| format!("{}: {} ({})", error.message, error.details, millis(error.created_at)))
     }
 
     fn interval_micros(&self) -> u64 {
         u64::try_from(self.settings.checkpoint_interval.as_micros()).unwrap_or(u64::MAX)
     }
+}
+
+/// The offset after the last row of a partition, which no row has before the first.
+fn row_of(rows: &Offsets, partition: Partition) -> Option<Offset> {
+    rows.iter().find(|(seen, _)| *seen == partition).map(|(_, next)| next)
 }
 
 /// The version that is deployed; every plan has it recorded before it is needed.

@@ -2,7 +2,7 @@
 
 use crate::arroyo::JobError;
 use crate::cluster::Progress;
-use crate::deployer::{Deployer, doing, millis};
+use crate::deployer::{Deployer, Found, doing, millis};
 use crate::error::DeployError;
 use crate::plan::{name_of, stem_of};
 use click::{Millis, Offset, Partition};
@@ -55,7 +55,7 @@ impl Deployer<'_> {
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let version = deployment.version;
         let (mut pipelines, mut problems) = (Vec::new(), Vec::new());
-        let mut found = self.found().await?;
+        let (mut found, others) = self.found(topic.log_id).await?;
         for (file, _) in self.files.iter() {
             let name = name_of(&self.settings.name, stem_of(file)?, version);
             // The first of this name is the one that a deployment keeps.
@@ -99,6 +99,15 @@ impl Deployer<'_> {
         for other in found.iter().filter(|found| !found.is_over()) {
             let name = &other.pipeline.name;
             problems.push(format!("{name} ({}) is not of version {version}, and {}", other.pipeline.id, other.state()));
+        }
+        for other in &others {
+            let Found { pipeline, .. } = other;
+            problems.push(format!(
+                "{} ({}) counts the same log under another name, and is {}",
+                pipeline.name,
+                pipeline.id,
+                other.state()
+            ));
         }
         let progress = self.cluster.progress(&deployment).await.map_err(doing("looking for rows in raw_clicks"))?;
         let lag: Vec<_> = (0..topic.partitions).map(|partition| (partition, lag(&progress, partition))).collect();

@@ -75,6 +75,8 @@ pub enum Fault {
     Restarts(u32),
     /// No record reaches this partition.
     SilentPartition(Partition),
+    /// No further row comes from this partition.
+    StopsWriting(Partition),
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +103,8 @@ pub struct World {
     /// One that began and did not end.
     pub repair: Option<String>,
     asked: usize,
+    /// Rows of each partition, one more with each look at a pipeline that works.
+    written: i64,
 }
 
 /// A handle on the world, for the caller and for the server.
@@ -438,12 +442,18 @@ impl Cluster for Fake {
         let mut world = self.world();
         world.asked_of_cluster("progress")?;
         let is_ours = |p: &&FakePipeline| p.name.ends_with(&format!("-{}", deployment.version)) && p.run_id > 0;
-        let ends: Offsets = (0..PARTITIONS).map(|partition| (partition, 1_000)).collect();
+        let is_running = world.pipelines.iter().filter(is_ours).any(|pipeline| pipeline.state == "Running");
+        world.written += i64::from(is_running);
+        let written = world.written;
+        let ends: Offsets = (0..PARTITIONS).map(|partition| (partition, 1_000 + written)).collect();
         if world.pipelines.iter().find(is_ours).is_none() {
             return Ok(Progress { rows: Offsets::default(), ends });
         }
-        let silent = |partition: &Partition| world.fault == Fault::SilentPartition(*partition);
-        let rows = (0..PARTITIONS).filter(|partition| !silent(partition)).map(|p| (p, 990 + i64::from(p)));
-        Ok(Progress { rows: rows.collect(), ends })
+        let row = |partition: Partition| match world.fault {
+            Fault::SilentPartition(silent) if silent == partition => None,
+            Fault::StopsWriting(stopped) if stopped == partition => Some((partition, 990 + i64::from(partition))),
+            _ => Some((partition, 990 + i64::from(partition) + written)),
+        };
+        Ok(Progress { rows: (0..PARTITIONS).filter_map(row).collect(), ends })
     }
 }

@@ -37,13 +37,17 @@ pub async fn deploy(config: &Config, asked: Asked) -> Result<()> {
     let functions = deploy::sources();
     deploy::check(&files, &functions, config.lateness())?;
     let arroyo = Arroyo::new(&config.arroyo.url, Deadlines::default()).context("arroyo.url")?;
+    let interval = config.arroyo.checkpoint_interval;
+    let defaults = deploy::Settings::default();
     let settings = deploy::Settings {
         name: config.arroyo.name.clone(),
         kafka: config.arroyo.kafka.clone().unwrap_or_else(|| config.kafka.brokers.join(",")),
         lateness: config.lateness(),
         horizon_ms: config.horizon_ms(),
-        checkpoint_interval: config.arroyo.checkpoint_interval,
-        ..deploy::Settings::default()
+        checkpoint_interval: interval,
+        // One that had just begun may end first, and is none of a new start.
+        start_wait: defaults.start_wait.max(interval.saturating_mul(3)),
+        ..defaults
     };
     let cluster = Parts { config, log: super::kafka(config)?, topics: Topics::default(), seen: Mutex::default() };
     let (arroyo, settings) = (&arroyo, &settings);
