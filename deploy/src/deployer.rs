@@ -261,7 +261,7 @@ impl Deployer<'_> {
             variables.insert("KAFKA".into(), self.settings.kafka.clone());
             variables.insert("GROUP".into(), name.clone());
             let file = File::new(file, fill(file, text, &variables)?);
-            traps::check(&file, &name, &functions)?;
+            traps::check(&file, &variables, &functions)?;
             pipelines.push(Prepared { name, file, found: None });
         }
         Ok(pipelines)
