@@ -1,7 +1,8 @@
 //! What a deployment needs of the rest of the system.
 
 use async_trait::async_trait;
-use click::{LogId, Offsets, Partition};
+use click::{LogId, Millis, Offsets, Partition};
+use std::collections::BTreeMap;
 
 /// Why the rest of the system could not do something, in its own words.
 pub type ClusterError = Box<dyn std::error::Error + Send + Sync>;
@@ -32,6 +33,8 @@ pub struct Deployment {
 pub struct Progress {
     /// For each partition of which `raw_clicks` has a row of this version: the offset after the last one.
     pub rows: Offsets,
+    /// When that row was written.
+    pub written: BTreeMap<Partition, Millis>,
     /// For each partition of `clicks`: the offset that the next record will have.
     pub ends: Offsets,
 }

@@ -91,10 +91,9 @@ impl Deployer<'_> {
         let mut pipelines = self.prepare(version, topic.log_id)?;
         self.validate(&pipelines).await?;
 
-        // Of several of the same name, left by an answer that got lost, the first is kept.
         for prepared in &mut pipelines {
-            let kept = found.iter().rev().find(|found| found.pipeline.name == prepared.name);
-            prepared.found = kept.map(|found| found.pipeline.id.clone());
+            prepared.found =
+                kept(found.iter().map(|found| &found.pipeline), &prepared.name).map(|kept| kept.id.clone());
         }
         let is_kept = |found: &Found| pipelines.iter().any(|p| p.found.as_deref() == Some(found.pipeline.id.as_str()));
         let old = found.iter().filter(|found| !is_kept(found) && !found.is_over());
@@ -209,7 +208,8 @@ impl Deployer<'_> {
         for (number, (stem, prepared)) in stems.iter().zip(&prepared).enumerate() {
             let name = name_of(&self.settings.name, stem, deployment.version);
             let broken = |how: &str| Ok(Continue::No(Why::Broken { name: name.clone(), how: how.into() }));
-            let Some(kept) = found.iter().rev().find(|found| found.pipeline.name == name) else {
+            let kept = kept(found.iter().map(|found| &found.pipeline), &name);
+            let Some(kept) = found.iter().find(|found| kept.is_some_and(|kept| kept.id == found.pipeline.id)) else {
                 // What it counted may be final by now, and its start far behind.
                 if has_rows {
                     return broken("is gone from Arroyo, and rows of its version are there");
@@ -284,6 +284,12 @@ impl Deployer<'_> {
         }
         Ok(())
     }
+}
+
+/// The pipeline of this name. Of several, left by an answer that got lost or by deployments at the same time, the first is
+/// kept, for everyone who looks.
+pub(crate) fn kept<'a>(pipelines: impl Iterator<Item = &'a Pipeline>, name: &str) -> Option<&'a Pipeline> {
+    pipelines.filter(|pipeline| pipeline.name == name).min_by_key(|pipeline| (pipeline.created_at, &pipeline.id))
 }
 
 /// The tables of a query; none of one that is not of a pipeline file.

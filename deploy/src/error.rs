@@ -44,6 +44,10 @@ pub enum DeployError {
          every record. Set the name that it was deployed with, or stop it in Arroyo"
     )]
     OtherName { name: String, id: String, state: String, prefix: String },
+    #[error(
+        "somebody else has created pipeline {name} ({id}): another deployment goes on at the same time, and is left to it"
+    )]
+    SameTime { name: String, id: String },
     #[error("version {found} was recorded where {expected} was expected: another deployment goes on at the same time")]
     OtherVersion { expected: i64, found: i64 },
     #[error("pipeline {name} ({id}) did not stop within {waited:?}: it is {state}")]

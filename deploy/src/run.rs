@@ -2,7 +2,7 @@
 
 use crate::arroyo::{ApiError, Job, NewPipeline, Stop};
 use crate::cluster::{Deployment, Progress};
-use crate::deployer::{Deployer, doing, millis, refused};
+use crate::deployer::{Deployer, doing, kept, millis, refused};
 use crate::error::DeployError;
 use crate::locate::unescaped;
 use crate::plan::{Plan, Prepared, Step, Why};
@@ -115,19 +115,24 @@ impl Deployer<'_> {
                     self.cluster.announce(recorded(&deployment)?).await.map_err(doing(telling))?;
                 }
                 Step::Create { pipeline, .. } => {
-                    let start = start(recorded(&deployment)?, plan.partitions);
+                    let deployment = recorded(&deployment)?;
+                    self.is_newest(deployment).await?;
+                    let start = start(deployment, plan.partitions);
                     let prepared = &mut pipelines[*pipeline];
                     prepared.found = Some(self.create(prepared, plan.partitions, &start).await?);
                     starts[*pipeline] = Start::Created;
                 }
                 Step::Restart { pipeline, id, epoch, .. } => {
+                    self.is_newest(recorded(&deployment)?).await?;
                     self.arroyo.set_stop(id, Stop::None).await?;
                     starts[*pipeline] = Start::Restarted { epoch: *epoch };
                 }
                 Step::Wait { partitions } => {
                     let deployment = recorded(&deployment)?;
-                    let waited = self.wait(deployment, &pipelines, &starts, *partitions).await?;
-                    return Ok((deployment.clone(), waited));
+                    let waited = self.wait(deployment, &pipelines, &starts, *partitions).await;
+                    // Its pipelines are stopped if it is not, which says less.
+                    self.is_newest(deployment).await?;
+                    return Ok((deployment.clone(), waited?));
                 }
             }
         }
@@ -185,9 +190,26 @@ impl Deployer<'_> {
         Err(DeployError::NotStopped { name: name.to_string(), id: id.to_string(), state, waited })
     }
 
-    /// Answers the pipeline's id.
+    /// Whether nobody has recorded a later version.
+    async fn is_newest(&self, deployment: &Deployment) -> Result<(), DeployError> {
+        let newest = self.cluster.current().await.map_err(doing("reading the recorded version"))?;
+        match newest {
+            Some(newest) if newest.version != deployment.version => {
+                Err(DeployError::OtherVersion { expected: deployment.version, found: newest.version })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers the pipeline's id. Two of one name would read from one consumer group: what the first commits is where the
+    /// second would begin, with windows that have not all of their rows. So whoever finds that another deployment was first
+    /// leaves its pipeline alone, and stops its own before it has read.
     async fn create(&self, prepared: &Prepared, partitions: Partition, start: &Offsets) -> Result<String, DeployError> {
         let Prepared { name, file, .. } = prepared;
+        let same_time = |id: &str| DeployError::SameTime { name: name.clone(), id: id.to_string() };
+        if let Some(first) = kept(self.arroyo.pipelines().await?.iter(), name) {
+            return Err(same_time(&first.id));
+        }
         let committing = format!("committing the offsets of consumer group {name}");
         self.cluster.commit(name, start).await.map_err(doing(committing))?;
         let udfs = self.udfs();
@@ -198,10 +220,21 @@ impl Deployer<'_> {
             parallelism: u64::try_from(partitions).unwrap_or(1).max(1),
             checkpoint_interval_micros: self.interval_micros(),
         };
-        match self.arroyo.create(&pipeline).await {
-            Ok(pipeline) => Ok(pipeline.id),
-            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) => Err(refused(file, &text)),
-            Err(error) => Err(error.into()),
+        let created = match self.arroyo.create(&pipeline).await {
+            Ok(pipeline) => pipeline.id,
+            Err(ApiError::Refused { status: StatusCode::BAD_REQUEST, text, .. }) => return Err(refused(file, &text)),
+            Err(error) => return Err(error.into()),
+        };
+        // Who sees nobody else goes on. Of two that see each other the later one gives way; of the same second both do.
+        let pipelines = self.arroyo.pipelines().await?;
+        let own = pipelines.iter().find(|pipeline| pipeline.id == created).map(|own| own.created_at);
+        let others = pipelines.iter().filter(|pipeline| pipeline.name == *name && pipeline.id != created);
+        match others.min_by_key(|other| other.created_at) {
+            Some(first) if own.is_none_or(|own| first.created_at <= own) => {
+                self.arroyo.set_stop(&created, Stop::Immediate).await?;
+                Err(same_time(&first.id))
+            }
+            _ => Ok(created),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::arroyo::JobError;
 use crate::cluster::Progress;
-use crate::deployer::{Deployer, Found, doing, millis};
+use crate::deployer::{Deployer, Found, doing, kept, millis};
 use crate::error::DeployError;
 use crate::plan::{name_of, stem_of};
 use click::{Millis, Offset, Partition};
@@ -10,6 +10,10 @@ use std::fmt;
 
 /// Without a checkpoint for this many intervals a pipeline does not work, whatever Arroyo says of its state.
 const INTERVALS_MAX: u64 = 3;
+
+/// Heartbeats give every partition a row a second, and the clocks of brokers differ by up to half a minute: a partition with
+/// records that wait and no row for this long does not go on.
+const SILENT_MS_MAX: i64 = 60_000;
 
 /// Errors of a pipeline that are shown.
 const ERRORS_SHOWN: usize = 5;
@@ -58,12 +62,11 @@ impl Deployer<'_> {
         let (mut found, others) = self.found(topic.log_id).await?;
         for (file, _) in self.files.iter() {
             let name = name_of(&self.settings.name, stem_of(file)?, version);
-            // The first of this name is the one that a deployment keeps.
-            let Some(at) = found.iter().rposition(|found| found.pipeline.name == name) else {
+            let Some(pipeline) = kept(found.iter().map(|found| &found.pipeline), &name).cloned() else {
                 problems.push(format!("{name} is not there"));
                 continue;
             };
-            let pipeline = found.remove(at).pipeline;
+            found.retain(|found| found.pipeline.id != pipeline.id);
             let Some(job) = self.arroyo.job(&pipeline.id).await? else {
                 problems.push(format!("{name} has no job"));
                 continue;
@@ -111,8 +114,16 @@ impl Deployer<'_> {
         }
         let progress = self.cluster.progress(&deployment).await.map_err(doing("looking for rows in raw_clicks"))?;
         let lag: Vec<_> = (0..topic.partitions).map(|partition| (partition, lag(&progress, partition))).collect();
-        for (partition, _) in lag.iter().filter(|(_, behind)| behind.is_none()) {
-            problems.push(format!("no row of version {version} has come from partition {partition}"));
+        for (partition, behind) in &lag {
+            let silent_ms = progress.written.get(partition).map_or(0, |written| now.get() - written.get());
+            match behind {
+                None => problems.push(format!("no row of version {version} has come from partition {partition}")),
+                Some(behind) if *behind > 0 && silent_ms > SILENT_MS_MAX => problems.push(format!(
+                    "no row has come from partition {partition} for {}, and {behind} of its records wait",
+                    seconds(silent_ms)
+                )),
+                Some(_) => {}
+            }
         }
         Ok(Some(Status { version, pipelines, lag, problems }))
     }

@@ -7,13 +7,16 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use click::{LogId, Offsets, Partition};
+use click::{LogId, Millis, Offsets, Partition};
 use deploy::{Arroyo, Cluster, ClusterError, Deadlines, Deployment, Progress, Topic};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 pub const PARTITIONS: Partition = 4;
+
+/// When the last rows were written: with the recorded checkpoint.
+pub const WRITTEN: i64 = 1_795_508_120_522;
 
 /// A recorded request with its answer.
 pub struct Recorded(Value);
@@ -447,13 +450,15 @@ impl Cluster for Fake {
         let written = world.written;
         let ends: Offsets = (0..PARTITIONS).map(|partition| (partition, 1_000 + written)).collect();
         if world.pipelines.iter().find(is_ours).is_none() {
-            return Ok(Progress { rows: Offsets::default(), ends });
+            return Ok(Progress { ends, ..Progress::default() });
         }
         let row = |partition: Partition| match world.fault {
             Fault::SilentPartition(silent) if silent == partition => None,
             Fault::StopsWriting(stopped) if stopped == partition => Some((partition, 990 + i64::from(partition))),
             _ => Some((partition, 990 + i64::from(partition) + written)),
         };
-        Ok(Progress { rows: (0..PARTITIONS).filter_map(row).collect(), ends })
+        let rows: Offsets = (0..PARTITIONS).filter_map(row).collect();
+        let written = rows.iter().map(|(partition, _)| (partition, Millis::new(WRITTEN))).collect();
+        Ok(Progress { rows, written, ends })
     }
 }

@@ -542,3 +542,61 @@ async fn settings_are_checked_before_anything_is_asked() {
     let error = plan(&fake, &files, false).await.unwrap_err().to_string();
     assert!(error.starts_with("pipeline file pipelines/clicks by ad.sql: its name"), "{error}");
 }
+
+/// Whenever a second one begins, it carries on, makes a version of its own after it, or is told that it was too late; and so
+/// is the first.
+#[tokio::test]
+async fn of_two_deployments_at_once_one_counts() {
+    let steps = {
+        let fake = running().await;
+        fake.set(Fault::None);
+        deploy(&fake, &changed_files(), false).await.unwrap();
+        fake.asked()
+    };
+    let (mut told, mut both) = (0, 0);
+    for again in [false, true] {
+        for begins in 0..steps {
+            let fake = running().await;
+            let arroyo = fake.serve().await;
+            fake.set(Fault::None);
+            let is_over = std::cell::Cell::new(false);
+            let files = changed_files();
+            let first = async {
+                let first = deploy_to(&arroyo, &fake, &files, false, settings()).await;
+                is_over.set(true);
+                first
+            };
+            let second = async {
+                while fake.asked() < begins && !is_over.get() {
+                    tokio::task::yield_now().await;
+                }
+                // It sees a server of its own, as a process of its own would.
+                let arroyo = fake.serve().await;
+                deploy_to(&arroyo, &fake, &files, again, settings()).await
+            };
+            let (first, second) = tokio::join!(first, second);
+            both += usize::from(first.is_ok() && second.is_ok());
+            // At the very same moment both give way, and a third run mends it.
+            let neither = first.is_err() && second.is_err();
+            let same_time = |ended: &Result<_, _>| matches!(ended, Err(DeployError::SameTime { .. }));
+            assert!(!neither || (same_time(&first) && same_time(&second)), "{begins}: {first:?}, {second:?}");
+            for error in [&first, &second].into_iter().filter_map(|ended| ended.as_ref().err()) {
+                let error = error.to_string();
+                let is_said =
+                    ["comes next", "at the same time", "it is Stopped"].iter().any(|said| error.contains(said));
+                assert!(is_said, "{begins}: {error}");
+                told += 1;
+            }
+            {
+                let world = fake.world();
+                let (versions, most) = (world.deployments.len(), if again { 3 } else { 2 });
+                assert!((2..=most).contains(&versions), "{begins}: {versions} versions");
+                let working = world.pipelines.iter().filter(|pipeline| pipeline.state != "Stopped").count();
+                assert_eq!(working, usize::from(!neither), "{begins}: {:?}", world.journal);
+            }
+            let deployment = deploy(&fake, &files, false).await.unwrap();
+            check_end(&fake, &deployment);
+        }
+    }
+    assert!(told > 0 && both > 0, "{told} were told, {both} pairs ended well");
+}

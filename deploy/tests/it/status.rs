@@ -1,12 +1,12 @@
 //! How a deployment says that it is doing.
 
-use super::fake::{Fake, Fault};
+use super::fake::{Fake, Fault, WRITTEN};
 use super::{files, functions, running, settings};
 use click::Millis;
 use deploy::{Deployer, Status};
 
 /// When the recorded checkpoint was completed, in milliseconds.
-const COMPLETED: i64 = 1_795_508_120_522;
+const COMPLETED: i64 = WRITTEN;
 const INTERVAL: i64 = 2_000;
 
 async fn status(fake: &Fake, now: i64) -> Option<Status> {
@@ -74,4 +74,17 @@ async fn what_is_missing_over_or_left_running_is_a_problem() {
     fake.world().pipelines.remove(0);
     let problems = status(&fake, COMPLETED).await.unwrap().problems;
     assert!(problems.contains(&"tally-clicks-1 is not there".to_string()), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_partition_that_stands_still_with_records_that_wait_is_a_problem() {
+    let fake = running().await;
+    let silent = async |now: i64| {
+        let problems = status(&fake, now).await.unwrap().problems;
+        problems.into_iter().filter(|problem| problem.starts_with("no row")).collect::<Vec<_>>()
+    };
+    assert_eq!(silent(WRITTEN + 60_000).await, [""; 0]);
+    let problems = silent(WRITTEN + 61_500).await;
+    assert_eq!(problems.len(), 4, "{problems:?}");
+    assert_eq!(problems[3], "no row has come from partition 3 for 61.5 s, and 7 of its records wait");
 }

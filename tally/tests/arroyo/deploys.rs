@@ -131,7 +131,12 @@ async fn deployments(site: &Site, fake: &Fake, working: &Mutex<()>) {
     let now = SystemClock.now().get() * 1_000;
     let completed = |checkpoint: &mut serde_json::Value| checkpoint["finish_time"] = json!(now);
     fake.world().pipelines.last_mut().unwrap().checkpoints.iter_mut().for_each(completed);
+    // Whatever the file has become: what is deployed is another.
+    let sql = std::fs::read_to_string(site.pipeline()).unwrap();
+    std::fs::write(site.pipeline(), "SELECT nothing FROM nowhere").unwrap();
     let status = site.tally(&["deploy", "--status"]);
+    site.tally(&["deploy", "--dry-run"]).refused("clicks.sql:1:");
+    std::fs::write(site.pipeline(), sql).unwrap();
     status.said("version 5\ntally-clicks-5 (pl_4): Running");
     status.said("lag in records: 0: 0 1: 1\n");
     fake.world().pipelines.last_mut().unwrap().state = "Failed".into();
