@@ -8,6 +8,7 @@ use crate::locate::unescaped;
 use crate::plan::{Plan, Prepared, Step, Why};
 use click::{Offset, Offsets, Partition};
 use reqwest::StatusCode;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 /// How often a version that broke before its first checkpoint is deployed again by itself.
@@ -116,14 +117,14 @@ impl Deployer<'_> {
                 }
                 Step::Create { pipeline, .. } => {
                     let deployment = recorded(&deployment)?;
-                    self.is_newest(deployment).await?;
+                    self.check_newest(deployment).await?;
                     let start = start(deployment, plan.partitions);
                     let prepared = &mut pipelines[*pipeline];
                     prepared.found = Some(self.create(prepared, plan.partitions, &start).await?);
                     starts[*pipeline] = Start::Created;
                 }
                 Step::Restart { pipeline, id, epoch, .. } => {
-                    self.is_newest(recorded(&deployment)?).await?;
+                    self.check_newest(recorded(&deployment)?).await?;
                     self.arroyo.set_stop(id, Stop::None).await?;
                     starts[*pipeline] = Start::Restarted { epoch: *epoch };
                 }
@@ -131,7 +132,7 @@ impl Deployer<'_> {
                     let deployment = recorded(&deployment)?;
                     let waited = self.wait(deployment, &pipelines, &starts, *partitions).await;
                     // Its pipelines are stopped if it is not, which says less.
-                    self.is_newest(deployment).await?;
+                    self.check_newest(deployment).await?;
                     return Ok((deployment.clone(), waited?));
                 }
             }
@@ -190,8 +191,8 @@ impl Deployer<'_> {
         Err(DeployError::NotStopped { name: name.to_string(), id: id.to_string(), state, waited })
     }
 
-    /// Whether nobody has recorded a later version.
-    async fn is_newest(&self, deployment: &Deployment) -> Result<(), DeployError> {
+    /// Fails if somebody has recorded a later version.
+    async fn check_newest(&self, deployment: &Deployment) -> Result<(), DeployError> {
         let newest = self.cluster.current().await.map_err(doing("reading the recorded version"))?;
         match newest {
             Some(newest) if newest.version != deployment.version => {
@@ -256,29 +257,9 @@ impl Deployer<'_> {
             let mut missing = Vec::new();
             for (prepared, watched) in pipelines.iter().zip(&mut watched) {
                 let Some(id) = &prepared.found else { continue };
-                match self.look(id).await {
-                    Ok((Some(job), _)) if job.is_over() => {
-                        let reason = job.failure_reason.unwrap_or_else(|| format!("it is {}", job.state));
-                        let why = format!("{reason}{}", self.last_error(id).await);
-                        return Err(DeployError::Failed { name: prepared.name.clone(), id: id.clone(), why });
-                    }
-                    Ok((Some(job), epoch)) => {
-                        let is_checkpointed = watched.is_new(epoch);
-                        if !watched.is_safe && job.run_id > 1 {
-                            return Ok(Waited::Restarted { name: prepared.name.clone(), id: id.clone() });
-                        }
-                        watched.is_safe |= is_checkpointed;
-                        if !job.state.is_running() {
-                            missing.push(format!("{} is {}", prepared.name, job.state));
-                        } else if !is_checkpointed {
-                            let new = if watched.after == Some(0) { "" } else { "new " };
-                            missing.push(format!("{} has made no {new}checkpoint", prepared.name));
-                        }
-                    }
-                    Ok((None, _)) => missing.push(format!("{} has no job", prepared.name)),
-                    // Arroyo's API may be away for a moment; what it runs is not.
-                    Err(DeployError::Api(error @ ApiError::Unanswered { .. })) => missing.push(error.to_string()),
-                    Err(error) => return Err(error),
+                match self.lacks(&prepared.name, id, watched).await? {
+                    ControlFlow::Continue(lacks) => missing.extend(lacks),
+                    ControlFlow::Break(ended) => return Ok(ended),
                 }
             }
             let rows = self.progress(deployment).await?.rows;
@@ -306,6 +287,41 @@ impl Deployer<'_> {
             }
             tokio::time::sleep(self.settings.poll).await;
         }
+    }
+
+    /// What a pipeline lacks to work, or that the wait is over since it was restarted too early.
+    async fn lacks(
+        &self,
+        name: &str,
+        id: &str,
+        watched: &mut Watched,
+    ) -> Result<ControlFlow<Waited, Option<String>>, DeployError> {
+        let (name, id) = (name.to_string(), id.to_string());
+        let (job, epoch) = match self.look(&id).await {
+            Ok((Some(job), epoch)) => (job, epoch),
+            Ok((None, _)) => return Ok(ControlFlow::Continue(Some(format!("{name} has no job")))),
+            // Arroyo's API may be away for a moment; what it runs is not.
+            Err(DeployError::Api(error @ ApiError::Unanswered { .. })) => {
+                return Ok(ControlFlow::Continue(Some(error.to_string())));
+            }
+            Err(error) => return Err(error),
+        };
+        if job.is_over() {
+            let reason = job.failure_reason.unwrap_or_else(|| format!("it is {}", job.state));
+            let why = format!("{reason}{}", self.last_error(&id).await);
+            return Err(DeployError::Failed { name, id, why });
+        }
+        let is_checkpointed = watched.is_new(epoch);
+        if !watched.is_safe && job.run_id > 1 {
+            return Ok(ControlFlow::Break(Waited::Restarted { name, id }));
+        }
+        watched.is_safe |= is_checkpointed;
+        let new = if watched.after == Some(0) { "" } else { "new " };
+        Ok(ControlFlow::Continue(match (job.state.is_running(), is_checkpointed) {
+            (false, _) => Some(format!("{name} is {}", job.state)),
+            (true, false) => Some(format!("{name} has made no {new}checkpoint")),
+            (true, true) => None,
+        }))
     }
 
     async fn progress(&self, deployment: &Deployment) -> Result<Progress, DeployError> {
