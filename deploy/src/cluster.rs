@@ -1,7 +1,8 @@
 //! What a deployment needs of the rest of the system.
 
 use async_trait::async_trait;
-use click::{LogId, Offsets, Partition};
+use click::{LogId, Millis, Offsets, Partition};
+use std::collections::BTreeMap;
 
 /// Why the rest of the system could not do something, in its own words.
 pub type ClusterError = Box<dyn std::error::Error + Send + Sync>;
@@ -32,6 +33,8 @@ pub struct Deployment {
 pub struct Progress {
     /// For each partition of which `raw_clicks` has a row of this version: the offset after the last one.
     pub rows: Offsets,
+    /// When that row was written.
+    pub written: BTreeMap<Partition, Millis>,
     /// For each partition of `clicks`: the offset that the next record will have.
     pub ends: Offsets,
 }
@@ -45,9 +48,15 @@ pub trait Cluster: Send + Sync {
     /// The newest recorded version; `None` before the first.
     async fn current(&self) -> Result<Option<Deployment>, ClusterError>;
 
-    /// Records the next version, which starts where the last closing ended. From here on rows of older versions at or
-    /// after its start are ignored.
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError>;
+    /// The repair that began and did not end, if there is one: its name, for people. Somebody may be at it.
+    async fn repair(&self) -> Result<Option<String>, ClusterError>;
+
+    /// Records this version, which starts where the last closing ended. From here on rows of older versions at or after
+    /// its start are ignored. If another version comes next nothing is recorded: somebody else deploys at the same time.
+    ///
+    /// What began and stands in its way, a repair or a closing that cannot be carried out, is given up if that is allowed;
+    /// else nothing is recorded.
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError>;
 
     /// Tells the claims of version and start: claims of older versions from there on are void, and older versions get
     /// no more of them.

@@ -9,7 +9,10 @@ use crate::plan::{Plan, Prepared, Step, Why, name_of, read_name, stem_of};
 use crate::settings::Settings;
 use crate::traps::{self, Source};
 use click::{LogId, Millis};
+use pipeline_files::parse::{Kind, Placed, Table, parse};
 use pipeline_files::{File, PipelineFiles, fill, variables};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A set of pipeline files with their functions, an Arroyo, and the rest of the system.
 pub struct Deployer<'a> {
@@ -49,13 +52,14 @@ impl Deployer<'_> {
     /// Looks at everything and changes nothing: the steps of a deployment, or why it cannot be. Files are checked by
     /// Arroyo's planner, the graph for lost edges, and files and functions for what Arroyo would get wrong.
     ///
-    /// `again` makes a new version even if nothing has changed, unless the recorded one was never started.
+    /// `again` makes a new version even if nothing has changed, unless the recorded one was never started; a new version
+    /// then gives up what began and stands in its way.
     pub async fn plan(&self, again: bool) -> Result<Plan, DeployError> {
-        self.plan_for(again.then_some(Why::Again)).await
+        self.plan_for(again.then_some(Why::Again), again).await
     }
 
     /// The same, and a new version for a given reason.
-    pub(crate) async fn plan_for(&self, wanted: Option<Why>) -> Result<Plan, DeployError> {
+    pub(crate) async fn plan_for(&self, wanted: Option<Why>, give_up: bool) -> Result<Plan, DeployError> {
         self.settings.check()?;
         traps::functions(self.functions)?;
         let stems: Result<Vec<&str>, DeployError> = self.files.iter().map(|(file, _)| stem_of(file)).collect();
@@ -65,7 +69,16 @@ impl Deployer<'_> {
         self.arroyo.ping().await?;
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let current = self.cluster.current().await.map_err(doing("reading the recorded version"))?;
-        let found = self.found().await?;
+        let (found, others) = self.found(topic.log_id).await?;
+        if let Some(other) = others.first() {
+            let Pipeline { name, id, .. } = &other.pipeline;
+            return Err(DeployError::OtherName {
+                name: name.clone(),
+                id: id.clone(),
+                state: other.state(),
+                prefix: self.settings.name.clone(),
+            });
+        }
 
         let next = current.as_ref().map_or(1, |deployment| deployment.version + 1);
         let (version, carried_on) = match &current {
@@ -78,10 +91,9 @@ impl Deployer<'_> {
         let mut pipelines = self.prepare(version, topic.log_id)?;
         self.validate(&pipelines).await?;
 
-        // Of several of the same name, left by an answer that got lost, the first is kept.
         for prepared in &mut pipelines {
-            let kept = found.iter().rev().find(|found| found.pipeline.name == prepared.name);
-            prepared.found = kept.map(|found| found.pipeline.id.clone());
+            prepared.found =
+                kept(found.iter().map(|found| &found.pipeline), &prepared.name).map(|kept| kept.id.clone());
         }
         let is_kept = |found: &Found| pipelines.iter().any(|p| p.found.as_deref() == Some(found.pipeline.id.as_str()));
         let old = found.iter().filter(|found| !is_kept(found) && !found.is_over());
@@ -98,7 +110,11 @@ impl Deployer<'_> {
         };
         let deployment = match carried_on {
             Continue::No(why) => {
-                steps.extend([Step::Record { version, why }, Step::Announce { version }]);
+                let gives_up = self.cluster.repair().await.map_err(doing("looking for a repair that began"))?;
+                if let (Some(repair), false) = (&gives_up, give_up) {
+                    return Err(DeployError::Repair { repair: repair.clone(), version });
+                }
+                steps.extend([Step::Record { version, why, gives_up }, Step::Announce { version }]);
                 created(&mut steps);
                 None
             }
@@ -116,7 +132,7 @@ impl Deployer<'_> {
             steps.insert(0, Step::Compile { functions });
         }
         steps.push(Step::Wait { partitions: topic.partitions });
-        Ok(Plan { version, steps, deployment, pipelines, partitions: topic.partitions, digest })
+        Ok(Plan { version, steps, deployment, pipelines, partitions: topic.partitions, digest, give_up })
     }
 
     /// Compiles the functions in Arroyo and keeps nothing; the first time this takes minutes.
@@ -135,15 +151,23 @@ impl Deployer<'_> {
         self.functions.iter().map(|function| Udf::rust(function.source)).collect()
     }
 
-    /// Every pipeline of ours, newest first, with its job.
-    pub(crate) async fn found(&self) -> Result<Vec<Found>, DeployError> {
-        let mut found = Vec::new();
+    /// Every pipeline of ours, newest first, with its job; and those of another name that count this log and are not over,
+    /// left by a change of the name.
+    pub(crate) async fn found(&self, log_id: LogId) -> Result<(Vec<Found>, Vec<Found>), DeployError> {
+        let (mut found, mut others) = (Vec::new(), Vec::new());
         for pipeline in self.arroyo.pipelines().await? {
-            let Some((_, version)) = read_name(&self.settings.name, &pipeline.name) else { continue };
+            let version = read_name(&self.settings.name, &pipeline.name).map(|(_, version)| version);
+            if version.is_none() && !counts(&pipeline.query, log_id) {
+                continue;
+            }
             let job = self.arroyo.job(&pipeline.id).await?;
-            found.push(Found { version, pipeline, job });
+            match version {
+                Some(version) => found.push(Found { version, pipeline, job }),
+                None => others.push(Found { version: 0, pipeline, job }),
+            }
         }
-        Ok(found)
+        others.retain(|other| !other.is_over());
+        Ok((found, others))
     }
 
     /// The epoch of the last checkpoint that was completed.
@@ -179,17 +203,23 @@ impl Deployer<'_> {
         {
             return Ok(Continue::No(why));
         }
+        let prepared = self.prepare(deployment.version, topic.log_id)?;
         let mut restarts = Vec::new();
-        for (number, stem) in stems.iter().enumerate() {
+        for (number, (stem, prepared)) in stems.iter().zip(&prepared).enumerate() {
             let name = name_of(&self.settings.name, stem, deployment.version);
-            let broken = |how| Ok(Continue::No(Why::Broken { name: name.clone(), how }));
-            let Some(kept) = found.iter().rev().find(|found| found.pipeline.name == name) else {
+            let broken = |how: &str| Ok(Continue::No(Why::Broken { name: name.clone(), how: how.into() }));
+            let kept = kept(found.iter().map(|found| &found.pipeline), &name);
+            let Some(kept) = found.iter().find(|found| kept.is_some_and(|kept| kept.id == found.pipeline.id)) else {
                 // What it counted may be final by now, and its start far behind.
                 if has_rows {
                     return broken("is gone from Arroyo, and rows of its version are there");
                 }
                 continue;
             };
+            // What the digest does not cover, since counts do not depend on it.
+            if let Some(how) = self.outdated(&kept.pipeline, prepared) {
+                return broken(&how);
+            }
             let Found { pipeline, job: Some(job), .. } = kept else { continue };
             let epoch = self.last_epoch(&pipeline.id, &job.id).await?;
             match epoch {
@@ -207,6 +237,20 @@ impl Deployer<'_> {
         Ok(Continue::Yes(restarts))
     }
 
+    /// What a pipeline was created with that is set otherwise now.
+    fn outdated(&self, pipeline: &Pipeline, prepared: &Prepared) -> Option<String> {
+        let (made, set) =
+            (Duration::from_micros(pipeline.checkpoint_interval_micros), self.settings.checkpoint_interval);
+        if made != set {
+            return Some(format!("makes a checkpoint every {made:?}, and every {set:?} is set"));
+        }
+        let (made, set) = (brokers(&pipeline.query), brokers(&prepared.file.text));
+        let shown = |brokers: BTreeSet<String>| brokers.into_iter().collect::<Vec<_>>().join(" and ");
+        // Without any it is not known what it was created with.
+        let is_other = !made.is_empty() && made != set;
+        is_other.then(|| format!("has Kafka at {}, and {} is set", shown(made), shown(set)))
+    }
+
     /// The files with everything filled in.
     fn prepare(&self, version: i64, log_id: LogId) -> Result<Vec<Prepared>, DeployError> {
         let mut pipelines = Vec::new();
@@ -217,7 +261,7 @@ impl Deployer<'_> {
             variables.insert("KAFKA".into(), self.settings.kafka.clone());
             variables.insert("GROUP".into(), name.clone());
             let file = File::new(file, fill(file, text, &variables)?);
-            traps::check(&file, &name, &functions)?;
+            traps::check(&file, &variables, &functions)?;
             pipelines.push(Prepared { name, file, found: None });
         }
         Ok(pipelines)
@@ -240,6 +284,34 @@ impl Deployer<'_> {
         }
         Ok(())
     }
+}
+
+/// The pipeline of this name. Of several, left by an answer that got lost or by deployments at the same time, the first is
+/// kept, for everyone who looks.
+pub(crate) fn kept<'a>(pipelines: impl Iterator<Item = &'a Pipeline>, name: &str) -> Option<&'a Pipeline> {
+    pipelines.filter(|pipeline| pipeline.name == name).min_by_key(|pipeline| (pipeline.created_at, &pipeline.id))
+}
+
+/// The tables of a query; none of one that is not of a pipeline file.
+fn tables(query: &str) -> Vec<Table> {
+    let statements = parse(&File::new("", query)).unwrap_or_default().into_iter();
+    let table = |statement: Placed| if let Kind::Table(table) = statement.kind { Some(table) } else { None };
+    statements.filter_map(table).collect()
+}
+
+fn option<'a>(table: &'a Table, name: &str) -> Option<&'a str> {
+    table.options.get(name).map(|(value, _)| value.as_str())
+}
+
+/// The Kafkas of a query.
+fn brokers(query: &str) -> BTreeSet<String> {
+    tables(query).iter().filter_map(|table| option(table, "bootstrap_servers")).map(str::to_string).collect()
+}
+
+/// Whether a query writes raw rows of this log, which names itself in each.
+fn counts(query: &str, log_id: LogId) -> bool {
+    let is_raw = |table: &Table| option(table, "type") == Some("sink") && option(table, "topic") == Some("raw_clicks");
+    query.contains(&log_id.to_string()) && tables(query).iter().any(is_raw)
 }
 
 /// Arroyo's reason at its place in the file, if it can be found.

@@ -34,6 +34,20 @@ pub enum DeployError {
     Functions(String),
     #[error("topic clicks was made anew: version {version} is of {recorded}, and the topic is {found} now")]
     OtherTopic { version: i64, recorded: String, found: String },
+    #[error(
+        "{repair} began and did not end, and version {version} would give it up: run `tally repair` again, or let \
+         `tally deploy --again` give it up. Nothing was stopped"
+    )]
+    Repair { repair: String, version: i64 },
+    #[error(
+        "pipeline {name} ({id}, {state}) counts the same log, and its name does not begin with {prefix}-: both would read \
+         every record. Set the name that it was deployed with, or stop it in Arroyo"
+    )]
+    OtherName { name: String, id: String, state: String, prefix: String },
+    #[error(
+        "somebody else has created pipeline {name} ({id}): another deployment goes on at the same time, and is left to it"
+    )]
+    SameTime { name: String, id: String },
     #[error("version {found} was recorded where {expected} was expected: another deployment goes on at the same time")]
     OtherVersion { expected: i64, found: i64 },
     #[error("pipeline {name} ({id}) did not stop within {waited:?}: it is {state}")]

@@ -59,9 +59,8 @@ pub fn digest(
 pub fn check(files: &PipelineFiles, functions: &[Source], lateness: Lateness) -> Result<(), SqlError> {
     let functions = traps::functions(functions)?;
     let variables = of_nobody(lateness);
-    let group = variables.get("GROUP").map(String::as_str).unwrap_or_default();
     for file in files.filled(&variables)? {
-        traps::check(&file, group, &functions)?;
+        traps::check(&file, &variables, &functions)?;
     }
     Ok(())
 }

@@ -18,6 +18,8 @@ pub struct Plan {
     pub(crate) pipelines: Vec<Prepared>,
     pub(crate) partitions: Partition,
     pub(crate) digest: String,
+    /// Whether the new version may give up what began and stands in its way.
+    pub(crate) give_up: bool,
 }
 
 /// One step. A number is that of a pipeline of the plan.
@@ -27,15 +29,15 @@ pub enum Step {
     Compile { functions: Vec<String> },
     /// Stop a pipeline, with a last checkpoint if it can still make one.
     Stop { name: String, id: String, state: String },
-    /// Record a new version in the warehouse.
-    Record { version: i64, why: Why },
+    /// Record a new version in the warehouse, for which a repair that began may have to be given up.
+    Record { version: i64, why: Why, gives_up: Option<String> },
     /// Tell the claims of version and start.
     Announce { version: i64 },
     /// Commit the version's start as its consumer group's offsets, and create the pipeline.
     Create { pipeline: usize, name: String },
     /// Let a pipeline go on from its last checkpoint, whose epoch is this.
     Restart { pipeline: usize, name: String, id: String, epoch: u64 },
-    /// Wait until all pipelines run, have made a checkpoint, and a row has come from every partition.
+    /// Wait until all pipelines run, each makes a checkpoint, and a row comes from every partition.
     Wait { partitions: Partition },
 }
 
@@ -47,10 +49,10 @@ pub enum Why {
     Changed,
     /// It was asked for.
     Again,
-    /// A pipeline of the recorded version cannot be carried on.
+    /// A pipeline of the recorded version cannot be carried on, or not as it is.
     Broken {
         name: String,
-        how: &'static str,
+        how: String,
     },
 }
 
@@ -70,7 +72,10 @@ impl fmt::Display for Step {
         match self {
             Step::Compile { functions } => write!(f, "compile {}", functions.join(", ")),
             Step::Stop { name, id, state } => write!(f, "stop {name} ({id}, {state}) with a last checkpoint"),
-            Step::Record { version, why } => write!(f, "record version {version}: {why}"),
+            Step::Record { version, why, gives_up: None } => write!(f, "record version {version}: {why}"),
+            Step::Record { version, why, gives_up: Some(repair) } => {
+                write!(f, "give up {repair}, which began and did not end, and record version {version}: {why}")
+            }
             Step::Announce { version } => write!(f, "tell the claims of version {version} and its start"),
             Step::Create { name, .. } => {
                 write!(f, "commit the start as offsets of consumer group {name}, and create pipeline {name}")
@@ -79,7 +84,7 @@ impl fmt::Display for Step {
             Step::Wait { partitions } => {
                 write!(
                     f,
-                    "wait until it runs, has made a checkpoint, and a row has come from each of {partitions} partitions"
+                    "wait until it runs, makes a checkpoint, and a row comes from each of {partitions} partitions"
                 )
             }
         }

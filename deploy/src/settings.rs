@@ -24,7 +24,8 @@ pub struct Settings {
     pub checkpoint_interval: Duration,
     /// How long an old pipeline may take to stop with a last checkpoint, and after that to stop at once.
     pub stop_wait: Duration,
-    /// How long a new pipeline may take until it runs, has made a checkpoint and has written a row of every partition.
+    /// How long a pipeline may take until it runs, makes a checkpoint and writes a row of every partition; longer than the
+    /// checkpoint interval.
     pub start_wait: Duration,
     /// Between two looks at a pipeline.
     pub poll: Duration,
@@ -67,6 +68,11 @@ impl Settings {
         if !(CHECKPOINT_INTERVAL_MIN..=CHECKPOINT_INTERVAL_MAX).contains(&self.checkpoint_interval) {
             let allowed = "it must be 2s to a day: several heartbeats of every partition between two checkpoints";
             return error("checkpoint interval", format!("{:?}", self.checkpoint_interval), allowed);
+        }
+        if self.start_wait <= self.checkpoint_interval {
+            let allowed =
+                "it must be longer than the checkpoint interval: a pipeline works when it has made a checkpoint";
+            return error("start wait", format!("{:?}", self.start_wait), allowed);
         }
         Ok(())
     }

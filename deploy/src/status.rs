@@ -2,7 +2,7 @@
 
 use crate::arroyo::JobError;
 use crate::cluster::Progress;
-use crate::deployer::{Deployer, doing, millis};
+use crate::deployer::{Deployer, Found, doing, kept, millis};
 use crate::error::DeployError;
 use crate::plan::{name_of, stem_of};
 use click::{Millis, Offset, Partition};
@@ -10,6 +10,10 @@ use std::fmt;
 
 /// Without a checkpoint for this many intervals a pipeline does not work, whatever Arroyo says of its state.
 const INTERVALS_MAX: u64 = 3;
+
+/// Heartbeats give every partition a row a second, and the clocks of brokers differ by up to half a minute: a partition with
+/// records that wait and no row for this long does not go on.
+const SILENT_MS_MAX: i64 = 60_000;
 
 /// Errors of a pipeline that are shown.
 const ERRORS_SHOWN: usize = 5;
@@ -55,15 +59,14 @@ impl Deployer<'_> {
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let version = deployment.version;
         let (mut pipelines, mut problems) = (Vec::new(), Vec::new());
-        let mut found = self.found().await?;
+        let (mut found, others) = self.found(topic.log_id).await?;
         for (file, _) in self.files.iter() {
             let name = name_of(&self.settings.name, stem_of(file)?, version);
-            // The first of this name is the one that a deployment keeps.
-            let Some(at) = found.iter().rposition(|found| found.pipeline.name == name) else {
+            let Some(pipeline) = kept(found.iter().map(|found| &found.pipeline), &name).cloned() else {
                 problems.push(format!("{name} is not there"));
                 continue;
             };
-            let pipeline = found.remove(at).pipeline;
+            found.retain(|found| found.pipeline.id != pipeline.id);
             let Some(job) = self.arroyo.job(&pipeline.id).await? else {
                 problems.push(format!("{name} has no job"));
                 continue;
@@ -100,10 +103,27 @@ impl Deployer<'_> {
             let name = &other.pipeline.name;
             problems.push(format!("{name} ({}) is not of version {version}, and {}", other.pipeline.id, other.state()));
         }
+        for other in &others {
+            let Found { pipeline, .. } = other;
+            problems.push(format!(
+                "{} ({}) counts the same log under another name, and is {}",
+                pipeline.name,
+                pipeline.id,
+                other.state()
+            ));
+        }
         let progress = self.cluster.progress(&deployment).await.map_err(doing("looking for rows in raw_clicks"))?;
         let lag: Vec<_> = (0..topic.partitions).map(|partition| (partition, lag(&progress, partition))).collect();
-        for (partition, _) in lag.iter().filter(|(_, behind)| behind.is_none()) {
-            problems.push(format!("no row of version {version} has come from partition {partition}"));
+        for (partition, behind) in &lag {
+            let silent_ms = progress.written.get(partition).map_or(0, |written| now.get() - written.get());
+            match behind {
+                None => problems.push(format!("no row of version {version} has come from partition {partition}")),
+                Some(behind) if *behind > 0 && silent_ms > SILENT_MS_MAX => problems.push(format!(
+                    "no row has come from partition {partition} for {}, and {behind} of its records wait",
+                    seconds(silent_ms)
+                )),
+                Some(_) => {}
+            }
         }
         Ok(Some(Status { version, pipelines, lag, problems }))
     }

@@ -4,10 +4,13 @@
 //! * The arguments of an asynchronous function must be the first columns of the view it reads, in its order and types:
 //!   what was in flight at a checkpoint is asked again with the row's first columns.
 //! * An argument of such a function that can be NULL must be an `Option`: otherwise it is given `""` or 0.
-//! * An asynchronous function must name its timeout, and no function can return `bool`; a file has one `#[udf]`.
+//! * An asynchronous function must name its timeout, and a long one: Arroyo panics when it is over.
+//! * No function can return `bool`; a file has one `#[udf]`.
 //! * `WATERMARK FOR` wants an expression that cannot be NULL and that names no generated column.
 //! * `UNION` under an aggregate cannot be planned.
-//! * A source must begin where its version begins: at the offsets committed for the version's own consumer group.
+//! * A source must begin where its version begins: at the offsets of topic `clicks` committed for the version's own consumer
+//!   group. With none Arroyo reads nothing, without an error.
+//! * A source must leave out what it cannot decode: otherwise one such record stops the pipeline for good.
 //!
 //! # Layout
 //!

@@ -6,13 +6,14 @@
 //! * [`topics`]: `tally topics`, which makes topics or says what is wrong with them
 //! * [`deploy`]: `tally deploy`, the pipelines on Arroyo
 //! * [`claims`]: `tally claims`, what Redis lost is made again
-//! * `reading`: a topic to its end; `rows`: how far a version's rows have come
+//! * `reading`: a topic to its end; `rows`: how far a version's rows have come; `record`: a version, recorded beside the loader
 
 pub mod claims;
 pub mod config;
 pub mod deploy;
 pub mod load;
 pub(crate) mod reading;
+mod record;
 mod rows;
 pub mod run;
 pub mod topics;

@@ -155,7 +155,8 @@ struct LoadArgs {
 struct DeployArgs {
     #[command(flatten)]
     cluster: Cluster,
-    /// Deploy also if nothing has changed: for an engine that lost its way, or result topics that were not read in time
+    /// Deploy also if nothing has changed: for an engine that lost its way, or result topics that were not read in time. A
+    /// repair or closing that began and stands in the way is given up
     #[arg(long)]
     again: bool,
     /// Show the steps and take none

@@ -31,6 +31,10 @@ pub enum Error {
         "table {table}: entry {number} was written by another loader, which is at work on the same warehouse; this one stops"
     )]
     Taken { table: &'static str, number: u64 },
+    #[error(
+        "version {next} comes next, and {expected} was to be recorded: somebody else deploys at the same time; nothing was recorded here"
+    )]
+    OtherVersion { expected: i64, next: i64 },
     #[error("no pipeline was deployed to this warehouse yet")]
     NotDeployed,
     #[error(

@@ -40,4 +40,4 @@ pub use error::{Error, Result};
 pub use loader::{Loader, Progress, Status, Step};
 pub use repair::{Recount, Repaired};
 pub use sequence::Deployment;
-pub use warehouse::{Needed, Settings, Topics, Warehouse};
+pub use warehouse::{Deploying, Needed, Settings, Topics, Warehouse};

@@ -86,6 +86,8 @@ pub struct Deployment {
     pub positions: Offsets,
     /// It was made by this call; `false` when the pipeline has not changed.
     pub new: bool,
+    /// The closing or repair that had begun and was given up for it.
+    pub given_up: Option<Entry>,
 }
 
 /// What the entries come to.

@@ -53,6 +53,18 @@ impl Default for Topics {
     }
 }
 
+/// What a deployment may do besides recording a pipeline that has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Deploying {
+    /// Record a new version though the digest is that of the last one.
+    pub though_unchanged: bool,
+    /// Give up a repair that began and did not end, or a closing that began and can never be carried out: nothing of it
+    /// counted, and the new version counts its minutes. A repair that another process is at finds its number taken.
+    pub give_up_begun: bool,
+    /// Record this version or none: so of two that deploy at the same time one finds out.
+    pub as_version: Option<i64>,
+}
+
 /// Where each topic is needed from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needed {
@@ -116,29 +128,49 @@ impl Warehouse {
     /// it is a new version, which starts where the last closing ended. Returns before the engine is started: what it
     /// writes afterwards counts.
     pub async fn deploy(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
-        self.deploy_if(log, topics, digest, false).await
+        self.deploy_as(log, topics, digest, Deploying::default()).await
     }
 
     /// The same, also if the digest has not changed: the way back for an engine that lost its way, or for result
-    /// topics that were not read in time. A closing that began and can never be carried out is given up for it: nothing of
-    /// it counted, and the new version counts its minutes.
+    /// topics that were not read in time. What began and stands in its way is given up.
     pub async fn deploy_again(&self, log: &dyn Log, topics: &Topics, digest: &str) -> Result<Deployment> {
-        self.deploy_if(log, topics, digest, true).await
+        let how = Deploying { though_unchanged: true, give_up_begun: true, as_version: None };
+        self.deploy_as(log, topics, digest, how).await
     }
 
-    async fn deploy_if(&self, log: &dyn Log, topics: &Topics, digest: &str, again: bool) -> Result<Deployment> {
+    /// The same as [`deploy`](Warehouse::deploy), with what else it may do said one by one.
+    ///
+    /// Dies the process before the entry is put, no version was recorded: a closing that had begun may be carried out by
+    /// then, and one that was to be given up can still be; the next call begins anew. Dies it after that, the version counts,
+    /// though nobody was told: the next call finds it recorded. One that would record it though it is unchanged has to look
+    /// first ([`deployments`](Warehouse::deployments)), or says which version it means.
+    ///
+    /// # Errors
+    /// [`Taken`](Error::Taken) if another process put an entry since this warehouse was opened: nothing was recorded, and
+    /// it can be done on one that is opened anew. [`OtherVersion`](Error::OtherVersion) if another version comes next.
+    /// [`RepairBegun`](Error::RepairBegun), or what keeps a closing that began from its end, unless it is to be given up.
+    pub async fn deploy_as(&self, log: &dyn Log, topics: &Topics, digest: &str, how: Deploying) -> Result<Deployment> {
         let mut sequence = self.0.sequence.lock().await;
         let clicks = log.topic(&topics.clicks).await?;
         if let Some(sequence) = &*sequence {
             check_log(sequence, &clicks)?;
             let Entry { version, positions, .. } = &sequence.deployment;
-            if sequence.deployment.digest == digest && !again {
-                return Ok(Deployment { version: *version, positions: positions.clone(), new: false });
+            if sequence.deployment.digest == digest && !how.though_unchanged {
+                return Ok(Deployment { version: *version, positions: positions.clone(), new: false, given_up: None });
             }
         }
+        let next = sequence.as_ref().map_or(1, |sequence| sequence.deployment.version + 1);
+        if let Some(expected) = how.as_version
+            && expected != next
+        {
+            return Err(Error::OtherVersion { expected, next });
+        }
+        let mut given_up = None;
         // A closing that began is carried out first, by the rules that it began under.
         match self.finish_begun(&mut sequence, log, topics).await {
-            Err(error) if again && is_without_way_out(&error, topics) => self.give_up(&sequence, &error).await?,
+            Err(error) if how.give_up_begun && is_without_way_out(&error, topics) => {
+                given_up = self.give_up(&sequence, &error).await?;
+            }
             finished => finished?,
         }
         let now = self.0.clock.now();
@@ -147,15 +179,14 @@ impl Warehouse {
             raw_clicks: ends(log, &log.topic(&topics.raw_clicks).await?).await?,
             clicks_by_minute: ends(log, &log.topic(&topics.clicks_by_minute).await?).await?,
         };
-        let (number, version, through, positions, finalized_at) = match &*sequence {
-            Some(Sequence { last, deployment, .. }) => {
-                let (through, positions) = (last.through, last.positions.clone());
-                (last.number + 1, deployment.version + 1, through, positions, now.max(last.finalized_at))
+        let (number, through, positions, finalized_at) = match &*sequence {
+            Some(Sequence { last, .. }) => {
+                (last.number + 1, last.through, last.positions.clone(), now.max(last.finalized_at))
             }
             None => {
                 let (positions, first) = beginning(log, &clicks).await?;
                 let through = self.0.settings.lateness.watermark(first.map_or(now, |first| first.min(now))).minute();
-                (0, 1, through, positions, now)
+                (0, through, positions, now)
             }
         };
         let entry = Entry {
@@ -165,7 +196,7 @@ impl Warehouse {
             log_id: clicks.log_id,
             positions: positions.clone(),
             result_positions,
-            version,
+            version: next,
             digest: digest.to_string(),
             totals: String::new(),
             quarantined: Vec::new(),
@@ -181,9 +212,9 @@ impl Warehouse {
             live.tell_everything();
         }
         self.0.status().complete_through = through.start();
-        self.0.version.store(version, Ordering::SeqCst);
-        tracing::info!(version, %through, "pipeline deployed");
-        Ok(Deployment { version, positions, new: true })
+        self.0.version.store(next, Ordering::SeqCst);
+        tracing::info!(version = next, %through, "pipeline deployed");
+        Ok(Deployment { version: next, positions, new: true, given_up })
     }
 
     /// Looks for a deployment that another process recorded, and goes on from it if there is one. Does nothing while an
@@ -254,11 +285,18 @@ impl Warehouse {
         Ok(())
     }
 
-    /// Gives up the closing that began. The deployment that follows takes its number.
-    async fn give_up(&self, sequence: &Option<Sequence>, error: &Error) -> Result<()> {
-        let Some(begun) = sequence.as_ref().and_then(|sequence| sequence.begun.as_ref()) else { return Ok(()) };
+    /// Gives up the closing or repair that began, and answers its entry. The deployment that follows takes its number.
+    async fn give_up(&self, sequence: &Option<Sequence>, error: &Error) -> Result<Option<Entry>> {
+        let Some(begun) = sequence.as_ref().and_then(|sequence| sequence.begun.as_ref()) else { return Ok(None) };
         tracing::warn!(number = begun.number, %error, "a closing that began cannot be carried out, and is given up");
-        self.0.backend.abandon(begun.number).await
+        self.0.backend.abandon(begun.number).await?;
+        Ok(Some(begun.clone()))
+    }
+
+    /// The closing or repair that had begun and not ended when this warehouse was opened. A repair may be under way in
+    /// another process.
+    pub async fn begun(&self) -> Option<Entry> {
+        self.0.sequence.lock().await.as_ref()?.begun.clone()
     }
 
     /// The first offsets of the log that the next closing, a restart or a new version still needs: those of the last

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use tally_log::Log;
 use tally_log::local::{LocalLog, Settings as LogSettings};
 use warehouse::sequence::Kind as EntryKind;
-use warehouse::{Error, Recount, Repaired, Topics};
+use warehouse::{Deploying, Error, Recount, Repaired, Topics};
 use world::*;
 
 on_each_kind! {
@@ -194,8 +194,22 @@ async fn a_repair_that_began_is_no_closing(kind: Kind) {
     assert!(world.warehouse.deploy(&*world.log, &Topics::default(), "two").await.is_err());
     assert_eq!(world.warehouse.status().complete_through, minute("12:01"), "nothing became final");
 
-    // Only a deployment that is asked for gives it up; the new version counts its minutes.
-    world.warehouse.deploy_again(&*world.log, &Topics::default(), "one").await.unwrap();
+    // A new version is not asked to give it up, also where it is to be made though nothing has changed.
+    let begun = world.warehouse.begun().await.unwrap();
+    assert_eq!((begun.kind, begun.through), (EntryKind::RepairBegun, of("12:03")));
+    let unchanged = Deploying { though_unchanged: true, ..Deploying::default() };
+    let error = world.warehouse.deploy_as(&*world.log, &Topics::default(), "one", unchanged).await.unwrap_err();
+    assert!(matches!(error, Error::RepairBegun { .. }), "{error}");
+    // Nor is anything given up for a version that somebody else was faster with.
+    let late = Deploying { give_up_begun: true, as_version: Some(1), ..unchanged };
+    let error = world.warehouse.deploy_as(&*world.log, &Topics::default(), "one", late).await.unwrap_err();
+    assert!(matches!(error, Error::OtherVersion { expected: 1, next: 2 }), "{error}");
+    assert_eq!((world.deployed().await.version, world.warehouse.begun().await), (1, Some(begun.clone())));
+
+    // Only a deployment that is asked for it gives it up; the new version counts its minutes.
+    let asked = Deploying { as_version: Some(2), ..late };
+    let two = world.warehouse.deploy_as(&*world.log, &Topics::default(), "one", asked).await.unwrap();
+    assert_eq!((two.given_up, world.warehouse.begun().await), (Some(begun), None));
     let deployment = world.deployed().await;
     assert_eq!(deployment.version, 2);
     let rows: Vec<_> = rows.into_iter().map(|row| row.json).collect();

@@ -55,7 +55,13 @@ pub struct UdfValidation {
 pub struct Pipeline {
     pub id: String,
     pub name: String,
+    /// As it was sent.
+    #[serde(default)]
+    pub query: String,
     pub checkpoint_interval_micros: u64,
+    /// Microseconds since 1970, of whole seconds.
+    #[serde(default)]
+    pub created_at: u64,
 }
 
 /// How a job is to stop.

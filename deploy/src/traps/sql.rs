@@ -3,7 +3,7 @@
 use super::Udf;
 use super::columns::{Column, Relation, arguments};
 use pipeline_files::parse::{Kind as StatementKind, Origin, Table, Watermark, folded, parse};
-use pipeline_files::{File, SqlError};
+use pipeline_files::{File, SqlError, Variables};
 use sqlparser::ast::{
     Expr, Function, GroupByExpr, Ident, Query, Select, SelectItem, SetExpr, Spanned, TableFactor, visit_expressions,
 };
@@ -14,14 +14,14 @@ use std::ops::ControlFlow;
 /// Aggregates that a pipeline can hold.
 const AGGREGATES: [&str; 5] = ["count", "sum", "min", "max", "avg"];
 
-/// Refuses a file that Arroyo would take and then get wrong. `group` is what `${GROUP}` was filled in with.
+/// Refuses a file that Arroyo would take and then get wrong. It was filled in with these variables.
 ///
 /// What is no SQL at all, or has a name that is not there, is left for the engine to say.
-pub fn check(file: &File, group: &str, functions: &[Udf]) -> Result<(), SqlError> {
+pub fn check(file: &File, variables: &Variables, functions: &[Udf]) -> Result<(), SqlError> {
     let mut checker = Checker { file, functions, relations: HashMap::new() };
     for statement in parse(file)? {
         match statement.kind {
-            StatementKind::Table(table) => checker.table(&table, group, statement.at)?,
+            StatementKind::Table(table) => checker.table(&table, variables, statement.at)?,
             StatementKind::View { name, query } => {
                 let relation = checker.query(&query, &HashMap::new())?;
                 checker.relations.insert(name, relation);
@@ -44,9 +44,9 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn table(&mut self, table: &Table, group: &str, at: Location) -> Result<(), SqlError> {
+    fn table(&mut self, table: &Table, variables: &Variables, at: Location) -> Result<(), SqlError> {
         if table.options.get("type").is_some_and(|(kind, _)| kind == "source") {
-            self.source(table, group, at)?;
+            self.source(table, variables, at)?;
         }
         let relation = Relation::table(table);
         if let Some(watermark) = &table.watermark {
@@ -56,8 +56,8 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// A source begins where its version does, or not at all.
-    fn source(&self, table: &Table, group: &str, at: Location) -> Result<(), SqlError> {
+    /// A source begins where its version does, or not at all, and goes on whatever comes.
+    fn source(&self, table: &Table, variables: &Variables, at: Location) -> Result<(), SqlError> {
         let check = |name: &str, is_right: &dyn Fn(&str) -> bool, wanted: &str, why: &str| {
             let (given, at) = match table.options.get(name) {
                 Some((value, _)) if is_right(value) => return Ok(()),
@@ -66,10 +66,17 @@ impl Checker<'_> {
             };
             Err(self.file.error(at, format!("option `{name}` is {given}: it must be '{wanted}', since {why}")))
         };
+        let is_filled_in = |name: &str, value: &str| variables.get(name).is_some_and(|filled| filled == value);
+        let why = "a version begins at offsets of that topic, and of any other Arroyo would read nothing, unseen";
+        check("topic", &|value| value == "clicks", "clicks", why)?;
+        let why = "a version's offsets are committed there, and its rows are expected from there";
+        check("bootstrap_servers", &|value| is_filled_in("KAFKA", value), "${KAFKA}", why)?;
+        let why = "otherwise one record that is no click stops the pipeline, and again after every restart";
+        check("bad_data", &|value| value == "drop", "drop", why)?;
         let why = "a version begins at the offsets that were committed for it";
         check("source.offset", &|value| value == "group", "group", why)?;
         let why = "each version has a consumer group of its own";
-        check("source.group_id", &|value| value == group, "${GROUP}", why)?;
+        check("source.group_id", &|value| is_filled_in("GROUP", value), "${GROUP}", why)?;
         let (reset, why) =
             ("auto.offset.reset=error", "a version whose offsets are gone would begin somewhere else, unseen");
         check("client_configs", &|value| value.split(',').any(|one| one.trim() == reset), reset, why)

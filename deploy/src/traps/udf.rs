@@ -2,6 +2,10 @@
 
 use super::{Kind, Source};
 use pipeline_files::SqlError;
+use std::time::Duration;
+
+/// The shortest timeout of an asynchronous function. A server that it waits for needs about that to start again.
+const TIMEOUT_MIN: Duration = Duration::from_secs(60);
 
 /// A function that pipelines can call.
 #[derive(Debug, Clone)]
@@ -90,10 +94,18 @@ impl Udf {
             return Err(error(at, reason.into()));
         }
         let is_async = before.split_whitespace().any(|word| word == "async");
-        if is_async && !code[attribute..end].contains("timeout") {
-            let reason = "an asynchronous function without `timeout = \"…\"` has five seconds, and Arroyo panics when \
-                          they are over: name a time longer than what it waits for can be away";
-            return Err(error(attribute, reason.into()));
+        if is_async {
+            let named = word(&code, attribute, "timeout").filter(|at| *at < end);
+            let Some(at) = named else {
+                let reason = "an asynchronous function without `timeout = \"…\"` has five seconds, and Arroyo panics when \
+                              they are over: name a time longer than what it waits for can be away";
+                return Err(error(attribute, reason.into()));
+            };
+            if timeout(&source.source[at..]).is_none_or(|timeout| timeout < TIMEOUT_MIN) {
+                let reason = "Arroyo panics when this time is over: name one of at least a minute, as \"600s\" or \"1h\", and \
+                              longer than what the function waits for can be away";
+                return Err(error(at, reason.into()));
+            }
         }
         Ok(Udf { name, is_async, arguments, returns, file, source: source.source })
     }
@@ -103,6 +115,23 @@ impl Udf {
         let SqlError { file, line, .. } = error_at(&self.file, self.source, argument.at, String::new());
         format!("{file}:{line}")
     }
+}
+
+/// The time in `timeout = "600s"`, written as Arroyo reads it; `None` for another one.
+fn timeout(code: &str) -> Option<Duration> {
+    let value = code.strip_prefix("timeout")?.trim_start().strip_prefix('=')?.trim_start().strip_prefix('"')?;
+    let value = value.split('"').next()?;
+    let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit())?);
+    let number: u64 = number.parse().ok()?;
+    Some(match unit.trim_start() {
+        "ns" | "nanos" => Duration::from_nanos(number),
+        "µs" | "micros" => Duration::from_micros(number),
+        "ms" | "millis" => Duration::from_millis(number),
+        "s" | "secs" | "seconds" => Duration::from_secs(number),
+        "m" | "mins" | "minutes" => Duration::from_secs(number.checked_mul(60)?),
+        "h" | "hrs" | "hours" => Duration::from_secs(number.checked_mul(3_600)?),
+        _ => return None,
+    })
 }
 
 fn error_at(file: &str, source: &str, at: usize, reason: String) -> SqlError {

@@ -7,13 +7,16 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use click::{LogId, Offsets, Partition};
+use click::{LogId, Millis, Offsets, Partition};
 use deploy::{Arroyo, Cluster, ClusterError, Deadlines, Deployment, Progress, Topic};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 pub const PARTITIONS: Partition = 4;
+
+/// When the last rows were written: with the recorded checkpoint.
+pub const WRITTEN: i64 = 1_795_508_120_522;
 
 /// A recorded request with its answer.
 pub struct Recorded(Value);
@@ -63,6 +66,8 @@ pub enum Fault {
     /// Plans when asked to, and not when it counts.
     BadSqlAtCreation,
     BadFunction,
+    /// Refuses, with these words, before it compiles anything.
+    RefusesToCompile(&'static str),
     /// Checkpoints never end. With a stop at once the job stops.
     HangsInCheckpoints,
     /// Nothing stops it.
@@ -73,6 +78,8 @@ pub enum Fault {
     Restarts(u32),
     /// No record reaches this partition.
     SilentPartition(Partition),
+    /// No further row comes from this partition.
+    StopsWriting(Partition),
 }
 
 #[derive(Clone, Debug)]
@@ -96,7 +103,11 @@ pub struct World {
     pub deployments: Vec<Deployment>,
     pub announced: Vec<i64>,
     pub committed: BTreeMap<String, Offsets>,
+    /// One that began and did not end.
+    pub repair: Option<String>,
     asked: usize,
+    /// Rows of each partition, one more with each look at a pipeline that works.
+    written: i64,
 }
 
 /// A handle on the world, for the caller and for the server.
@@ -221,16 +232,26 @@ impl World {
         if self.fault == Fault::BadFunction {
             return recorded("pipeline_create_bad_udf");
         }
-        let is_planned = text("query").contains("CREATE TABLE") && self.fault != Fault::BadSqlAtCreation;
-        if !is_planned {
+        if let Fault::RefusesToCompile(reason) = self.fault {
+            return (StatusCode::BAD_REQUEST, json!({ "error": reason }));
+        }
+        let query = text("query");
+        if let Some(table) = query.strip_prefix("SELECT * FROM ") {
             self.journal.push("compile".into());
+            let (status, mut answer) = recorded("pipeline_create_bad_sql");
+            let said = answer["error"].as_str().unwrap();
+            assert!(said.contains("'claimedd'"), "{said}");
+            answer["error"] = json!(said.replace("claimedd", table));
+            return (status, answer);
+        }
+        if self.fault == Fault::BadSqlAtCreation {
             return recorded("pipeline_create_bad_sql");
         }
         self.journal.push(format!("create {}", text("name")));
         let pipeline = FakePipeline {
             id: format!("pl_{}", self.pipelines.len()),
             name: text("name"),
-            query: text("query"),
+            query,
             parallelism: body["parallelism"].as_u64().unwrap(),
             interval_micros: body["checkpoint_interval_micros"].as_u64().unwrap(),
             state: "Created".into(),
@@ -375,10 +396,27 @@ impl Cluster for Fake {
         Ok(world.deployments.last().cloned())
     }
 
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError> {
+    async fn repair(&self) -> Result<Option<String>, ClusterError> {
+        let mut world = self.world();
+        world.asked_of_cluster("repair")?;
+        Ok(world.repair.clone())
+    }
+
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError> {
         let mut world = self.world();
         let lost = world.asked_of_cluster("record")?;
-        let version = world.deployments.len() as i64 + 1;
+        let next = world.deployments.len() as i64 + 1;
+        if version != next {
+            return Err(format!("version {next} comes next").into());
+        }
+        match world.repair.take() {
+            Some(repair) if !give_up => {
+                world.repair = Some(repair);
+                return Err("a repair began".into());
+            }
+            Some(repair) => world.journal.push(format!("give up {repair}")),
+            None => {}
+        }
         // The last partition has seen no closing yet.
         let start = (0..PARTITIONS - 1).map(|partition| (partition, version * 100 + i64::from(partition))).collect();
         let deployment = Deployment { version, digest: digest.to_string(), log_id: log_id(), start };
@@ -407,12 +445,20 @@ impl Cluster for Fake {
         let mut world = self.world();
         world.asked_of_cluster("progress")?;
         let is_ours = |p: &&FakePipeline| p.name.ends_with(&format!("-{}", deployment.version)) && p.run_id > 0;
-        let ends: Offsets = (0..PARTITIONS).map(|partition| (partition, 1_000)).collect();
+        let is_running = world.pipelines.iter().filter(is_ours).any(|pipeline| pipeline.state == "Running");
+        world.written += i64::from(is_running);
+        let written = world.written;
+        let ends: Offsets = (0..PARTITIONS).map(|partition| (partition, 1_000 + written)).collect();
         if world.pipelines.iter().find(is_ours).is_none() {
-            return Ok(Progress { rows: Offsets::default(), ends });
+            return Ok(Progress { ends, ..Progress::default() });
         }
-        let silent = |partition: &Partition| world.fault == Fault::SilentPartition(*partition);
-        let rows = (0..PARTITIONS).filter(|partition| !silent(partition)).map(|p| (p, 990 + i64::from(p)));
-        Ok(Progress { rows: rows.collect(), ends })
+        let row = |partition: Partition| match world.fault {
+            Fault::SilentPartition(silent) if silent == partition => None,
+            Fault::StopsWriting(stopped) if stopped == partition => Some((partition, 990 + i64::from(partition))),
+            _ => Some((partition, 990 + i64::from(partition) + written)),
+        };
+        let rows: Offsets = (0..PARTITIONS).filter_map(row).collect();
+        let written = rows.iter().map(|(partition, _)| (partition, Millis::new(WRITTEN))).collect();
+        Ok(Progress { rows, written, ends })
     }
 }

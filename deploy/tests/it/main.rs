@@ -19,10 +19,14 @@ pub fn files() -> PipelineFiles {
     PipelineFiles::one("pipelines/clicks.sql", SQL)
 }
 
-fn changed_files() -> PipelineFiles {
+fn changed_sql() -> String {
     let changed = SQL.replace("ELSE bot_reason(", "WHEN country = 'ZZ' THEN 'nowhere' ELSE bot_reason(");
     assert_ne!(changed, SQL);
-    PipelineFiles::one("pipelines/clicks.sql", &changed)
+    changed
+}
+
+fn changed_files() -> PipelineFiles {
+    PipelineFiles::one("pipelines/clicks.sql", &changed_sql())
 }
 
 /// The functions of this repository; the one for claims is only read here, never compiled.
@@ -35,12 +39,13 @@ pub fn functions() -> Vec<Source> {
 
 /// Waits are long enough for any machine; a test that expects one to end unmet shortens it.
 pub fn settings() -> Settings {
-    Settings { poll: Duration::from_millis(1), ..Settings::default() }
+    let (poll, checkpoint_interval) = (Duration::from_millis(1), Duration::from_secs(2));
+    Settings { poll, checkpoint_interval, ..Settings::default() }
 }
 
-/// Waits that end soon.
+/// Waits that end as soon as they can.
 fn impatient() -> Settings {
-    let (stop_wait, start_wait) = (Duration::from_millis(100), Duration::from_millis(300));
+    let (stop_wait, start_wait) = (Duration::from_millis(100), Duration::from_millis(2_100));
     Settings { stop_wait, start_wait, ..settings() }
 }
 
@@ -87,7 +92,7 @@ fn check_end(fake: &Fake, deployment: &Deployment) {
     let pipeline = working[0];
     assert!(pipeline.state == "Running" && pipeline.is_checkpointed());
     assert_eq!(pipeline.parallelism, PARTITIONS as u64);
-    assert_eq!(pipeline.interval_micros, 10_000_000);
+    assert_eq!(pipeline.interval_micros, 2_000_000);
     for filled in
         [&format!("'source.group_id' = '{name}'"), "bootstrap_servers = '127.0.0.1:9092'", "INTERVAL '300 seconds'"]
     {
@@ -128,6 +133,91 @@ async fn a_changed_pipeline_is_a_new_version_and_so_is_one_again() {
     }
 }
 
+/// Counts do not depend on it, so the digest does not cover it; the pipeline that runs does not know of it.
+#[tokio::test]
+async fn a_changed_interval_or_address_is_a_new_version() {
+    let (set, kafka) = (Duration::from_secs(3), "kafka-1:9092,kafka-2:9092".to_string());
+    for (settings, expected) in [
+        (
+            Settings { checkpoint_interval: set, ..settings() },
+            "record version 2: tally-clicks-1 makes a checkpoint every 2s, and every 3s is set",
+        ),
+        (
+            Settings { kafka, ..settings() },
+            "record version 2: tally-clicks-1 has Kafka at 127.0.0.1:9092, and kafka-1:9092,kafka-2:9092 is set",
+        ),
+    ] {
+        let fake = running().await;
+        let (arroyo, files, functions) = (fake.serve().await, files(), functions());
+        let deployer =
+            Deployer { arroyo: &arroyo, cluster: &fake, files: &files, functions: &functions, settings: &settings };
+        let plan = deployer.plan(false).await.unwrap().to_string();
+        assert!(plan.contains(expected), "{plan}");
+        let deployment = deployer.deploy(false, &|_: &Step| {}).await.unwrap();
+        assert_eq!((deployment.version, fake.world().pipelines[0].state.as_str()), (2, "Stopped"));
+        let pipeline = fake.world().pipelines[1].clone();
+        assert_eq!(pipeline.interval_micros, settings.checkpoint_interval.as_micros() as u64);
+        assert!(pipeline.query.contains(&format!("bootstrap_servers = '{}'", settings.kafka)));
+        // Once.
+        assert_eq!(deployer.deploy(false, &|_: &Step| {}).await.unwrap().version, 2);
+    }
+}
+
+/// What was deployed under another name would go on beside it.
+#[tokio::test]
+async fn another_name_is_refused_while_pipelines_of_the_old_one_run() {
+    let fake = running().await;
+    let renamed = || Settings { name: "other".into(), ..settings() };
+    let arroyo = fake.serve().await;
+    let error = deploy_to(&arroyo, &fake, &files(), false, renamed()).await.unwrap_err().to_string();
+    let expected =
+        "pipeline tally-clicks-1 (pl_0, Running) counts the same log, and its name does not begin with other-: ";
+    assert!(error.starts_with(expected), "{error}");
+    assert_eq!((fake.journal(), fake.world().pipelines[0].state.as_str()), (vec![], "Running"));
+    // Those of another log, or that write something else, are not looked at.
+    let query = fake.world().pipelines[0].query.clone();
+    let others = [
+        query.replace(&fake::log_id().to_string(), "elsewhere"),
+        query.replace("topic = 'raw_clicks'", "topic = 'trial'"),
+        "SELECT 1".to_string(),
+    ];
+    fake.world().pipelines[0].state = "Stopped".into();
+    fake.world().pipelines[0].running_desired = false;
+    for (number, query) in others.into_iter().enumerate() {
+        let mut other = fake.world().pipelines[0].clone();
+        (other.id, other.name, other.state) = (format!("pl_{}", number + 1), "trial-clicks-1".into(), "Running".into());
+        other.query = query;
+        fake.world().pipelines.push(other);
+    }
+    let deployment = deploy_to(&arroyo, &fake, &files(), false, renamed()).await.unwrap();
+    assert_eq!((deployment.version, fake.world().pipelines[4].name.as_str()), (2, "other-clicks-2"));
+}
+
+/// A repair that began is given up only where that is asked for, and is said.
+#[tokio::test]
+async fn a_repair_is_not_given_up_unasked() {
+    let fake = running().await;
+    fake.world().repair = Some("repair 7".into());
+    // What is recorded already goes on beside it.
+    assert_eq!(deploy(&fake, &files(), false).await.unwrap().version, 1);
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(
+        error.starts_with("repair 7 began and did not end, and version 2 would give it up: run `tally repair`"),
+        "{error}"
+    );
+    assert_eq!((fake.journal(), fake.world().pipelines[0].state.as_str()), (vec![], "Running"));
+    let shown = plan(&fake, &changed_files(), true).await.unwrap();
+    assert!(shown.contains("give up repair 7, which began and did not end, and record version 2: "), "{shown}");
+    let deployment = deploy(&fake, &changed_files(), true).await.unwrap();
+    assert!(fake.journal().contains(&"give up repair 7".to_string()));
+    check_end(&fake, &deployment);
+    // Nor by a version that is made since a pipeline broke.
+    fake.world().repair = Some("repair 8".into());
+    fake.world().pipelines.last_mut().unwrap().state = "Failed".into();
+    let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+    assert!(error.starts_with("repair 8 began"), "{error}");
+}
+
 /// Also one that no other engine is given.
 #[tokio::test]
 async fn a_changed_function_is_a_new_version() {
@@ -156,7 +246,7 @@ version 2
   3. record version 2: SQL, a function or a setting has changed
   4. tell the claims of version 2 and its start
   5. commit the start as offsets of consumer group tally-clicks-2, and create pipeline tally-clicks-2
-  6. wait until it runs, has made a checkpoint, and a row has come from each of 4 partitions";
+  6. wait until it runs, makes a checkpoint, and a row comes from each of 4 partitions";
     assert_eq!(shown, expected);
     assert!(plan(&fake, &files(), true).await.unwrap().contains("record version 2: unchanged, deployed again"));
     assert_eq!(fake.journal(), [""; 0]);
@@ -211,16 +301,35 @@ async fn a_broken_pipeline_stops_nothing() {
         assert_eq!(fake.journal(), [""; 0], "{fault:?}");
         assert_eq!(fake.world().pipelines[0].state, "Running");
     }
-    // At its place in the file: the column's use below the view that it is said to be missing from, and a call.
+    // At its place in the file: the column's first use in the statement that reads the relation it is missing from, and the
+    // function's call.
     let fake = running().await;
-    for (name, line) in
-        [("validate_unknown_column", "  SELECT *, claim_click("), ("validate_unknown_udf", "ELSE bot_reason(")]
-    {
+    for (name, begins, found) in [
+        ("validate_unknown_column", "CREATE VIEW verdicts", "publisher_id, clicked,\n  clicked_at"),
+        ("validate_unknown_udf", "CREATE VIEW reasons", "bot_reason(\"userAgent\")"),
+    ] {
         fake.set(Fault::BadSql(name));
         let error = deploy(&fake, &changed_files(), false).await.unwrap_err();
         let DeployError::Sql(error) = error else { panic!("{error}") };
-        let text = SQL.lines().nth(error.line as usize - 1).unwrap();
-        assert!(text.contains("publisher_id") || text.contains(line), "{error}");
+        let text = changed_sql();
+        let from = text.find(begins).unwrap();
+        let before = &text[..from + text[from..].find(found).unwrap()];
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        assert_eq!((error.line, error.column), (before.lines().count() as u64, column as u64), "{error}");
+    }
+}
+
+/// A refusal says that functions were compiled only if it is about the query.
+#[tokio::test]
+async fn functions_that_were_not_compiled_stop_nothing() {
+    for reason in ["Failed to create pipeline: no compiler", "Failed to plan query:\n * table 'claimedd' not found", ""]
+    {
+        let fake = running().await;
+        fake.set(Fault::RefusesToCompile(reason));
+        let error = deploy(&fake, &changed_files(), false).await.unwrap_err().to_string();
+        assert_eq!(error, format!("POST /api/v1/pipelines was answered with 400 Bad Request: {reason}"));
+        assert_eq!(fake.journal(), [""; 0]);
+        assert_eq!(fake.world().pipelines[0].state, "Running");
     }
 }
 
@@ -246,7 +355,7 @@ async fn a_pipeline_that_hangs_in_its_checkpoints_is_stopped_without() {
     fake.set(Fault::HangsInCheckpoints);
     let error = deploy_to(&arroyo, &fake, &files(), true, impatient()).await.unwrap_err().to_string();
     assert_eq!(fake.journal()[1..3], ["checkpoint tally-clicks-1", "immediate tally-clicks-1"]);
-    assert!(error.contains("version 2 is not running after 300ms: tally-clicks-2 has made no checkpoint"), "{error}");
+    assert!(error.contains("version 2 is not running after 2.1s: tally-clicks-2 has made no checkpoint"), "{error}");
     fake.set(Fault::HangsForGood);
     let error = deploy_to(&arroyo, &fake, &files(), true, impatient()).await.unwrap_err().to_string();
     assert_eq!(error, "pipeline tally-clicks-2 (pl_1) did not stop within 200ms: it is CheckpointStopping");
@@ -266,7 +375,7 @@ async fn a_restart_before_the_first_checkpoint_is_deployed_again() {
     let error = deploy(&fake, &files(), false).await.unwrap_err().to_string();
     let expected = "pipeline tally-clicks-7 (pl_6) was restarted before its first checkpoint, 3 times in a row: it may \
                     have skipped records: task failed: unknown error: cannot send; Aync UDF claim_click has shut down";
-    assert_eq!(error, expected);
+    assert_eq!(error.split(" (2026-").next(), Some(expected), "{error}");
 }
 
 #[tokio::test]
@@ -293,6 +402,37 @@ async fn running_means_a_row_from_every_partition() {
     let deployment = deploy(&fake, &files(), false).await.unwrap();
     assert_eq!(deployment.version, 1);
     check_end(&fake, &deployment);
+}
+
+/// What was there when the wait began proves nothing, of a pipeline that is left alone or goes on from its checkpoint.
+#[tokio::test]
+async fn a_pipeline_that_hangs_is_not_running_whatever_it_did_before() {
+    for is_stopped in [false, true] {
+        for (fault, expected) in [
+            (Fault::HangsInCheckpoints, "tally-clicks-1 has made no new checkpoint; "),
+            (Fault::StopsWriting(2), "no new row has come from partition 2 (heartbeats come from running redirects); "),
+        ] {
+            let fake = running().await;
+            let arroyo = fake.serve().await;
+            // It was restarted since its first checkpoint, which does no harm.
+            fake.world().pipelines[0].run_id = 3;
+            fake.world().pipelines[0].running_desired = !is_stopped;
+            if is_stopped {
+                fake.world().pipelines[0].state = "Stopped".into();
+            }
+            fake.set(fault);
+            let error = deploy_to(&arroyo, &fake, &files(), false, impatient()).await.unwrap_err().to_string();
+            let shown = format!(
+                "version 1 is not running after 2.1s: {expected}the last error of tally-clicks-1: task failed: "
+            );
+            assert!(error.starts_with(&shown), "{fault:?}: {error}");
+            assert!(error.ends_with("claim_click has shut down (2026-11-24T08:17:02.000Z)"), "{error}");
+            fake.set(Fault::None);
+            let deployment = deploy(&fake, &files(), false).await.unwrap();
+            assert_eq!(deployment.version, 1, "the same version works again");
+            check_end(&fake, &deployment);
+        }
+    }
 }
 
 #[tokio::test]
@@ -388,6 +528,10 @@ async fn settings_are_checked_before_anything_is_asked() {
             Settings { checkpoint_interval: Duration::from_secs(1), ..settings() },
             "checkpoint interval is \"1s\": it must be 2s",
         ),
+        (
+            Settings { start_wait: Duration::from_secs(2), ..settings() },
+            "start wait is \"2s\": it must be longer than the checkpoint interval",
+        ),
     ] {
         let deployer =
             Deployer { arroyo: &arroyo, cluster: &fake, files: &files, functions: &functions, settings: &settings };
@@ -397,4 +541,62 @@ async fn settings_are_checked_before_anything_is_asked() {
     let files = PipelineFiles::one("pipelines/clicks by ad.sql", SQL);
     let error = plan(&fake, &files, false).await.unwrap_err().to_string();
     assert!(error.starts_with("pipeline file pipelines/clicks by ad.sql: its name"), "{error}");
+}
+
+/// Whenever a second one begins, it carries on, makes a version of its own after it, or is told that it was too late; and so
+/// is the first.
+#[tokio::test]
+async fn of_two_deployments_at_once_one_counts() {
+    let steps = {
+        let fake = running().await;
+        fake.set(Fault::None);
+        deploy(&fake, &changed_files(), false).await.unwrap();
+        fake.asked()
+    };
+    let (mut told, mut both) = (0, 0);
+    for again in [false, true] {
+        for begins in 0..steps {
+            let fake = running().await;
+            let arroyo = fake.serve().await;
+            fake.set(Fault::None);
+            let is_over = std::cell::Cell::new(false);
+            let files = changed_files();
+            let first = async {
+                let first = deploy_to(&arroyo, &fake, &files, false, settings()).await;
+                is_over.set(true);
+                first
+            };
+            let second = async {
+                while fake.asked() < begins && !is_over.get() {
+                    tokio::task::yield_now().await;
+                }
+                // It sees a server of its own, as a process of its own would.
+                let arroyo = fake.serve().await;
+                deploy_to(&arroyo, &fake, &files, again, settings()).await
+            };
+            let (first, second) = tokio::join!(first, second);
+            both += usize::from(first.is_ok() && second.is_ok());
+            // At the very same moment both give way, and a third run mends it.
+            let neither = first.is_err() && second.is_err();
+            let same_time = |ended: &Result<_, _>| matches!(ended, Err(DeployError::SameTime { .. }));
+            assert!(!neither || (same_time(&first) && same_time(&second)), "{begins}: {first:?}, {second:?}");
+            for error in [&first, &second].into_iter().filter_map(|ended| ended.as_ref().err()) {
+                let error = error.to_string();
+                let is_said =
+                    ["comes next", "at the same time", "it is Stopped"].iter().any(|said| error.contains(said));
+                assert!(is_said, "{begins}: {error}");
+                told += 1;
+            }
+            {
+                let world = fake.world();
+                let (versions, most) = (world.deployments.len(), if again { 3 } else { 2 });
+                assert!((2..=most).contains(&versions), "{begins}: {versions} versions");
+                let working = world.pipelines.iter().filter(|pipeline| pipeline.state != "Stopped").count();
+                assert_eq!(working, usize::from(!neither), "{begins}: {:?}", world.journal);
+            }
+            let deployment = deploy(&fake, &files, false).await.unwrap();
+            check_end(&fake, &deployment);
+        }
+    }
+    assert!(told > 0 && both > 0, "{told} were told, {both} pairs ended well");
 }

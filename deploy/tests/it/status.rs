@@ -1,13 +1,13 @@
 //! How a deployment says that it is doing.
 
-use super::fake::{Fake, Fault};
+use super::fake::{Fake, Fault, WRITTEN};
 use super::{files, functions, running, settings};
 use click::Millis;
 use deploy::{Deployer, Status};
 
 /// When the recorded checkpoint was completed, in milliseconds.
-const COMPLETED: i64 = 1_795_508_120_522;
-const INTERVAL: i64 = 10_000;
+const COMPLETED: i64 = WRITTEN;
+const INTERVAL: i64 = 2_000;
 
 async fn status(fake: &Fake, now: i64) -> Option<Status> {
     let (arroyo, files, functions, settings) = (fake.serve().await, files(), functions(), settings());
@@ -41,7 +41,8 @@ async fn three_intervals_without_a_checkpoint_are_a_problem_whatever_the_state()
     fake.set(Fault::HangsInCheckpoints);
     assert!(status(&fake, COMPLETED + 3 * INTERVAL).await.unwrap().is_healthy());
     let late = status(&fake, COMPLETED + 3 * INTERVAL + 1).await.unwrap();
-    let problem = "tally-clicks-1 has completed no checkpoint for 30.0 s, more than 3 intervals of 10.0 s; Arroyo calls it Running";
+    let problem =
+        "tally-clicks-1 has completed no checkpoint for 6.0 s, more than 3 intervals of 2.0 s; Arroyo calls it Running";
     assert_eq!(late.problems, [problem]);
     assert!(late.to_string().ends_with(&format!("\nproblem: {problem}")));
     // The same where there never was one.
@@ -66,7 +67,24 @@ async fn what_is_missing_over_or_left_running_is_a_problem() {
     let problems = status(&fake, COMPLETED).await.unwrap().problems;
     assert_eq!(problems, ["tally-clicks-1 is Failed", "tally-clicks-0 (pl_1) is not of version 1, and Running"]);
 
+    fake.world().pipelines[1].name = "older-clicks-1".into();
+    let problems = status(&fake, COMPLETED).await.unwrap().problems;
+    assert_eq!(problems[1], "older-clicks-1 (pl_1) counts the same log under another name, and is Running");
+
     fake.world().pipelines.remove(0);
     let problems = status(&fake, COMPLETED).await.unwrap().problems;
     assert!(problems.contains(&"tally-clicks-1 is not there".to_string()), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_partition_that_stands_still_with_records_that_wait_is_a_problem() {
+    let fake = running().await;
+    let silent = async |now: i64| {
+        let problems = status(&fake, now).await.unwrap().problems;
+        problems.into_iter().filter(|problem| problem.starts_with("no row")).collect::<Vec<_>>()
+    };
+    assert_eq!(silent(WRITTEN + 60_000).await, [""; 0]);
+    let problems = silent(WRITTEN + 61_500).await;
+    assert_eq!(problems.len(), 4, "{problems:?}");
+    assert_eq!(problems[3], "no row has come from partition 3 for 61.5 s, and 7 of its records wait");
 }

@@ -30,8 +30,15 @@ fn other_ways_to_say_the_same_are_accepted() {
         ("SELECT *, claim_click", "SELECT reason, claim_click"),
         // What an aggregate reads has no UNION in it, though there is one.
         ("FROM verdicts;", "FROM verdicts UNION ALL SELECT * FROM verdicts;"),
+        ("client_configs = '", "client_configs = 'fetch.wait.max.ms=50, "),
+        // What is written may go to any topic.
+        ("topic = 'clicks_by_minute'", "topic = 'clicks_by_ad'"),
     ] {
         check_sql(from, to).unwrap_or_else(|error| panic!("{to}\n{error}"));
+    }
+    for timeout in ["60s", "1m", "2 minutes", "1h", "8760 hours", "60000ms"] {
+        let source = format!("#[udf(timeout=\"{timeout}\", unordered)]\nasync fn f(a: Option<&str>) -> i64 {{ 1 }}");
+        check_function(source.leak()).unwrap();
     }
     check_function("#[udf]\nfn f(a: &str, b: Option<bool>) -> Option<i32> { None }").unwrap();
 }
@@ -65,6 +72,15 @@ fn traps_are_refused_with_their_place() {
         ("'source.offset' = 'group'", "'source.offset' = 'earliest'"),
         ("'source.group_id' = '${GROUP}'", "'source.group_id' = 'tally'"),
         (", client_configs = 'auto.offset.reset=error'", ""),
+        ("topic = 'clicks', type = 'source'", "topic = 'raw_clicks', type = 'source'"),
+        ("topic = 'clicks', type = 'source'", "type = 'source'"),
+        (
+            "bootstrap_servers = '${KAFKA}', topic = 'clicks', type",
+            "bootstrap_servers = 'kafka:9092', topic = 'clicks', type",
+        ),
+        // A source goes on whatever comes.
+        ("bad_data = 'drop',", ""),
+        ("bad_data = 'drop',", "bad_data = 'fail',"),
     ];
     let functions = [
         "fn f(a: &str) -> i64 { 1 }",
@@ -72,6 +88,9 @@ fn traps_are_refused_with_their_place() {
         "#[udf]\nfn f(a: &str) -> Option<bool> { None }",
         "#[udf]\nfn g(a: &str) -> i64 { 1 }",
         "#[udf(ordered)]\nasync fn f(a: Option<&str>) -> i64 { 1 }",
+        "#[udf(ordered, timeout = \"10ms\")]\nasync fn f(a: Option<&str>) -> i64 { 1 }",
+        "#[udf(timeout = \"59 secs\", ordered)]\nasync fn f(a: Option<&str>) -> i64 { 1 }",
+        "#[udf(timeout = \"1 day\")]\nasync fn f(a: Option<&str>) -> i64 { 1 }",
     ];
     let mut refused = String::new();
     for (from, to) in sql {

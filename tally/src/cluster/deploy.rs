@@ -1,7 +1,8 @@
 //! `tally deploy`: the pipelines on Arroyo, and how they are doing there.
 
 use super::config::Config;
-use super::rows::Seen;
+use super::record::record;
+use super::rows::{Rows, Seen};
 use super::run::warehouse;
 use crate::status::say;
 use anyhow::{Context, Result, bail};
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use tally_log::kafka::{KafkaLog, groups};
 use tally_log::{Log, ends};
 use tokio::sync::Mutex;
-use warehouse::sequence::Entry;
-use warehouse::{Topics, Warehouse};
+use warehouse::sequence::{Entry, Kind};
+use warehouse::{Deploying, Topics, Warehouse};
 
 /// What is asked of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,17 +33,24 @@ pub enum Asked {
 
 pub async fn deploy(config: &Config, asked: Asked) -> Result<()> {
     let files = PipelineFiles::read(&config.pipelines)?;
-    runner::check(&files, config.lateness()).await?;
     let functions = deploy::sources();
-    deploy::check(&files, &functions, config.lateness())?;
+    // Of what is deployed only the names are looked at, whatever the files have become.
+    if asked != Asked::Status {
+        runner::check(&files, config.lateness()).await?;
+        deploy::check(&files, &functions, config.lateness())?;
+    }
     let arroyo = Arroyo::new(&config.arroyo.url, Deadlines::default()).context("arroyo.url")?;
+    let interval = config.arroyo.checkpoint_interval;
+    let defaults = deploy::Settings::default();
     let settings = deploy::Settings {
         name: config.arroyo.name.clone(),
         kafka: config.arroyo.kafka.clone().unwrap_or_else(|| config.kafka.brokers.join(",")),
         lateness: config.lateness(),
         horizon_ms: config.horizon_ms(),
-        checkpoint_interval: config.arroyo.checkpoint_interval,
-        ..deploy::Settings::default()
+        checkpoint_interval: interval,
+        // One that had just begun may end first, and is none of a new start.
+        start_wait: defaults.start_wait.max(interval.saturating_mul(3)),
+        ..defaults
     };
     let cluster = Parts { config, log: super::kafka(config)?, topics: Topics::default(), seen: Mutex::default() };
     let (arroyo, settings) = (&arroyo, &settings);
@@ -94,6 +102,12 @@ fn deployment(entry: Entry) -> Deployment {
     Deployment { version: entry.version, digest: entry.digest, log_id: entry.log_id, start: entry.positions }
 }
 
+/// What began, as it is told.
+fn named(begun: &Entry) -> String {
+    let what = if begun.kind == Kind::RepairBegun { "repair" } else { "closing" };
+    format!("{what} {} of the minutes before {}", begun.number, begun.through)
+}
+
 #[async_trait]
 impl Cluster for Parts<'_> {
     async fn topic(&self) -> Result<Topic, ClusterError> {
@@ -105,10 +119,18 @@ impl Cluster for Parts<'_> {
         Ok(self.entries().await?.pop().map(deployment))
     }
 
-    async fn record(&self, digest: &str) -> Result<Deployment, ClusterError> {
-        let warehouse = self.warehouse().await?;
-        warehouse.deploy_again(&*self.log, &self.topics, digest).await?;
-        let entry = warehouse.deployments().await?.pop();
+    async fn repair(&self) -> Result<Option<String>, ClusterError> {
+        let begun = self.warehouse().await?.begun().await;
+        Ok(begun.filter(|begun| begun.kind == Kind::RepairBegun).map(|begun| named(&begun)))
+    }
+
+    async fn record(&self, digest: &str, version: i64, give_up: bool) -> Result<Deployment, ClusterError> {
+        let how = Deploying { though_unchanged: true, give_up_begun: give_up, as_version: Some(version) };
+        let (warehouse, recorded) = record(self.config, &*self.log, &self.topics, digest, how).await?;
+        if let Some(begun) = recorded.given_up {
+            say(&format!("{} was given up: version {version} counts its minutes", named(&begun)));
+        }
+        let entry = warehouse.deployments().await?.into_iter().find(|entry| entry.version == version);
         Ok(entry.map(deployment).ok_or("the deployment was recorded, and is not there")?)
     }
 
@@ -140,7 +162,7 @@ impl Cluster for Parts<'_> {
         };
         let seen = seen.insert(read_on);
         let raw_clicks = self.log.topic(&self.topics.raw_clicks).await?;
-        let rows = seen.read_on(&*self.log, &raw_clicks, SystemClock.now()).await?.clone();
-        Ok(Progress { rows, ends: ends(&*self.log, &clicks).await? })
+        let Rows { next, written } = seen.read_on(&*self.log, &raw_clicks, SystemClock.now()).await?.clone();
+        Ok(Progress { rows: next, written, ends: ends(&*self.log, &clicks).await? })
     }
 }

@@ -5,6 +5,7 @@ use super::reading::{RECORDS_MAX, next};
 use anyhow::Result;
 use click::{Millis, Offset, Offsets, Partition};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use tally_log::{Consumer, Log, Topic, ends};
 
 /// How far back the first look goes, and how many times as far each further one. Heartbeats give every partition a row a
@@ -19,9 +20,17 @@ pub struct Seen {
     first: Offsets,
     /// Partitions of `clicks`.
     partitions: Partition,
-    /// By partition of `clicks` the offset after the last row.
-    rows: Offsets,
+    rows: Rows,
     reading: Option<Reading>,
+}
+
+/// The last rows of a version, by partition of `clicks`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// The offset after the last one's.
+    pub next: Offsets,
+    /// When it was written.
+    pub written: BTreeMap<Partition, Millis>,
 }
 
 struct Reading {
@@ -41,19 +50,19 @@ struct Row {
 impl Seen {
     /// Nothing yet of a version whose rows are at or after `first` in `raw_clicks`.
     pub fn new(version: i64, first: Offsets, partitions: Partition) -> Self {
-        Seen { version, first, partitions, rows: Offsets::default(), reading: None }
+        Seen { version, first, partitions, rows: Rows::default(), reading: None }
     }
 
     pub fn version(&self) -> i64 {
         self.version
     }
 
-    /// Reads on in `raw_clicks`, to its end of this moment. For each partition of `clicks` that has a row of this
-    /// version: the offset after the last one.
+    /// Reads on in `raw_clicks`, to its end of this moment. Answers the last row of each partition of `clicks` that has one
+    /// of this version.
     ///
     /// # Errors
     /// If the log fails. What was read counts all the same.
-    pub async fn read_on(&mut self, log: &dyn Log, raw_clicks: &Topic, now: Millis) -> Result<&Offsets> {
+    pub async fn read_on(&mut self, log: &dyn Log, raw_clicks: &Topic, now: Millis) -> Result<&Rows> {
         let mut back_ms = BACK_MS;
         loop {
             let mut reading = match self.reading.take() {
@@ -65,7 +74,7 @@ impl Seen {
                 for record in records {
                     // A record that is no row is the loader's to complain about.
                     if let Ok(row) = serde_json::from_slice::<Row>(&record.value) {
-                        self.take(&row);
+                        self.take(&row, record.appended_at);
                     }
                 }
             }
@@ -91,13 +100,15 @@ impl Seen {
     }
 
     fn row(&self, partition: Partition) -> Option<Offset> {
-        self.rows.iter().find(|(known, _)| *known == partition).map(|(_, next)| next)
+        self.rows.next.iter().find(|(known, _)| *known == partition).map(|(_, next)| next)
     }
 
-    fn take(&mut self, row: &Row) {
+    fn take(&mut self, row: &Row, written: Millis) {
         let next = row.log_offset.saturating_add(1);
+        // A row that is written again is no progress.
         if row.version == self.version && self.row(row.log_partition).is_none_or(|known| known < next) {
-            self.rows.set(row.log_partition, next);
+            self.rows.next.set(row.log_partition, next);
+            self.rows.written.insert(row.log_partition, written);
         }
     }
 }
@@ -176,16 +187,19 @@ mod tests {
         let first = Offsets::from_iter([(0, 1)]);
         let look = async |seen: &mut Seen| {
             let rows = seen.read_on(&log, &topic, click::Clock::now(&*clock)).await.unwrap();
-            (rows.iter().collect::<Vec<_>>(), std::mem::take(&mut *log.began.lock().unwrap()))
+            let hours = |at: Millis| (at.get() - 1_776_686_400_000) / HOUR_MS;
+            // Hours after the first row, too.
+            let rows: Vec<_> = rows.next.iter().map(|(of, next)| (of, next, hours(rows.written[&of]))).collect();
+            (rows, std::mem::take(&mut *log.began.lock().unwrap()))
         };
         // Partition 1 has no row near the end: two minutes, 24 minutes, 5 hours and then all of it.
         let mut seen = Seen::new(2, first.clone(), 2);
-        assert_eq!(look(&mut seen).await, (vec![(0, 10), (1, 4)], vec![4, 4, 4, 1]));
+        assert_eq!(look(&mut seen).await, (vec![(0, 10, 24), (1, 4, 0)], vec![4, 4, 4, 1]));
         // The next look reads on.
         append(row(1, 4, 2)).await;
-        assert_eq!(look(&mut seen).await, (vec![(0, 10), (1, 5)], vec![]));
+        assert_eq!(look(&mut seen).await, (vec![(0, 10, 24), (1, 5, 24)], vec![]));
         // With a row of every partition near the end nothing else is read.
-        assert_eq!(look(&mut Seen::new(2, first.clone(), 2)).await, (vec![(0, 10), (1, 5)], vec![4]));
+        assert_eq!(look(&mut Seen::new(2, first.clone(), 2)).await, (vec![(0, 10, 24), (1, 5, 24)], vec![4]));
         // A version that has written nothing is looked for up to its beginning, once.
         let mut silent = Seen::new(3, first, 2);
         let (rows, began) = look(&mut silent).await;

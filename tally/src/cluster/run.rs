@@ -1,11 +1,12 @@
 //! `tally run`: the pipelines over Kafka, on one machine.
 
 use super::config::Config;
+use super::record::record;
 use super::{kafka, until_told};
 use crate::machine::TakenOver;
 use crate::supervise::{PAUSES, Troubles, supervise};
 use crate::up::on_a_thread;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use click::{Clock, SystemClock};
 use pipeline_files::PipelineFiles;
 use runner::{ClaimsSettings, Runner, RunnerCounters, RunnerSettings, VersionStart};
@@ -15,13 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tally_log::{Log, Topic};
 use warehouse::clickhouse::ClickHouse;
-use warehouse::{Deployment, Settings, Topics, Warehouse};
+use warehouse::{Deploying, Settings, Topics, Warehouse};
 
 /// How often the loader's progress and the end of the log are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// How often a deployment is tried that the loader is always faster than.
-const TRIES_MAX: u32 = 10;
 
 pub async fn run(config: Config) -> Result<()> {
     let log = kafka(&config)?;
@@ -61,7 +59,7 @@ async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
     let files = PipelineFiles::read(&config.pipelines)?;
     runner::check(&files, lateness).await?;
     let digest = runner::digest(&files, lateness, config.horizon_ms())?;
-    let (warehouse, deployment) = deploy(&config, &*log, &digest).await?;
+    let (warehouse, deployment) = record(&config, &*log, &Topics::default(), &digest, Deploying::default()).await?;
     if deployment.new {
         tracing::info!(version = deployment.version, "deployed: what is not final yet is judged by these pipelines");
     }
@@ -77,24 +75,6 @@ async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
     };
     let rows = TakenOver(warehouse);
     Ok(Runner::open(&files, versions.collect(), log, &config.run.data, settings, Some(&rows)).await?)
-}
-
-/// Deploys, if the digest has changed. The loader may put an entry at the same moment: then it is done anew after it.
-async fn deploy(config: &Config, log: &dyn Log, digest: &str) -> Result<(Warehouse, Deployment)> {
-    for _ in 0..TRIES_MAX {
-        let warehouse = warehouse(config).await?;
-        match warehouse.deploy(log, &Topics::default(), digest).await {
-            Ok(deployment) => return Ok((warehouse, deployment)),
-            Err(warehouse::Error::Taken { number, .. }) => {
-                tracing::info!(number, "the loader put an entry meanwhile; deploying after it");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    bail!(
-        "the pipelines were not deployed: {TRIES_MAX} times somebody else put an entry first; is there one loader only?"
-    )
 }
 
 /// The warehouse as this moment's entries have it.

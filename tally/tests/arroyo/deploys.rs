@@ -2,33 +2,39 @@
 
 use crate::fake::{Fake, Fault};
 use crate::site::{PARTITIONS, Site};
-use click::{Clock, Offsets, SystemClock};
+use click::{Clock, Offsets, Partition, SystemClock};
 use serde_json::json;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tally_log::kafka::{KafkaLog, groups};
 use tally_log::{Log, Topic};
+use tokio::sync::Mutex;
 use warehouse::backend::Backend;
 use warehouse::clickhouse::ClickHouse;
 use warehouse::sequence::{Entry, Kind};
 
-/// Writes a row of every partition for each version whose pipeline is created, as one does soon after its start.
-async fn engine(fake: Fake, log: Arc<KafkaLog>, raw_clicks: Topic, tables: Arc<ClickHouse>) {
-    let mut written = 0;
+/// Writes rows of the newest version as its pipeline does, from its creation on: of partition 0 up to the log's end, and of
+/// partition 1 up to the record before. Each needs a record that was not there before. Holds `working` while it does so.
+async fn engine(fake: Fake, log: Arc<KafkaLog>, topics: [Topic; 2], tables: Arc<ClickHouse>, working: Arc<Mutex<()>>) {
+    let [clicks, raw_clicks] = topics;
+    let append = async |topic: &Topic, partition: Partition, value: String| {
+        log.append(topic, partition, None, value.into()).await.unwrap().await.unwrap()
+    };
     loop {
-        for entry in tables.entries().await.unwrap() {
-            let name = format!("tally-clicks-{}", entry.version);
-            let is_created = fake.world().pipelines.iter().any(|pipeline| pipeline.name == name);
-            if entry.kind == Kind::Deployment && entry.version > written && is_created {
-                for partition in 0..PARTITIONS {
-                    let (offset, version) = (entry.positions.get(partition), entry.version);
-                    let row = json!({"log_partition": partition, "log_offset": offset, "version": version});
-                    let acknowledged = log.append(&raw_clicks, 0, None, row.to_string().into()).await.unwrap();
-                    acknowledged.await.unwrap();
-                }
-                written = entry.version;
+        let at_work = working.lock().await;
+        let entries = tables.entries().await.unwrap();
+        let newest =
+            entries.into_iter().filter(|entry| entry.kind == Kind::Deployment).map(|entry| entry.version).max();
+        let name = format!("tally-clicks-{}", newest.unwrap_or_default());
+        if fake.world().pipelines.iter().any(|pipeline| pipeline.name == name) {
+            for partition in 0..PARTITIONS {
+                let heartbeat = append(&clicks, partition, r#"{"kind":"heartbeat"}"#.into()).await;
+                let offset = heartbeat.offset - i64::from(partition);
+                let row = json!({"log_partition": partition, "log_offset": offset, "version": newest});
+                append(&raw_clicks, 0, row.to_string()).await;
             }
         }
+        drop(at_work);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -40,13 +46,16 @@ async fn pipelines_are_deployed_by_position() {
     for number in 0..8 {
         site.append(&site.clicks, number % PARTITIONS, r#"{"kind":"heartbeat"}"#.into()).await;
     }
+    let working = Arc::new(Mutex::new(()));
+    let topics = [site.clicks.clone(), site.raw_clicks.clone()];
     // A task of its own: a command that runs keeps this one.
-    let engine = tokio::spawn(engine(fake.clone(), site.log.clone(), site.raw_clicks.clone(), site.tables.clone()));
-    deployments(&site, &fake).await;
+    let engine = tokio::spawn(engine(fake.clone(), site.log.clone(), topics, site.tables.clone(), working.clone()));
+    deployments(&site, &fake, &working).await;
+    repairs_and_closings(&site, &fake).await;
     engine.abort();
 }
 
-async fn deployments(site: &Site, fake: &Fake) {
+async fn deployments(site: &Site, fake: &Fake, working: &Mutex<()>) {
     site.tally(&["deploy", "--status"]).refused("no pipeline was deployed yet: run `tally deploy`");
     let plan = site.tally(&["deploy", "--dry-run"]);
     plan.said("version 1\n");
@@ -116,16 +125,64 @@ async fn deployments(site: &Site, fake: &Fake) {
         }
     }
 
-    // How it is doing: the recorded checkpoint is long ago, until one is completed now.
+    // How it is doing: the recorded checkpoint is long ago, until one is completed now. Nothing moves meanwhile.
+    let _still = working.lock().await;
     site.tally(&["deploy", "--status"]).refused("there is a problem");
     let now = SystemClock.now().get() * 1_000;
     let completed = |checkpoint: &mut serde_json::Value| checkpoint["finish_time"] = json!(now);
     fake.world().pipelines.last_mut().unwrap().checkpoints.iter_mut().for_each(completed);
+    // Whatever the file has become: what is deployed is another.
+    let sql = std::fs::read_to_string(site.pipeline()).unwrap();
+    std::fs::write(site.pipeline(), "SELECT nothing FROM nowhere").unwrap();
     let status = site.tally(&["deploy", "--status"]);
+    site.tally(&["deploy", "--dry-run"]).refused("clicks.sql:1:");
+    std::fs::write(site.pipeline(), sql).unwrap();
     status.said("version 5\ntally-clicks-5 (pl_4): Running");
     status.said("lag in records: 0: 0 1: 1\n");
     fake.world().pipelines.last_mut().unwrap().state = "Failed".into();
     let failed = site.tally(&["deploy", "--status"]);
     failed.refused("there is a problem");
     assert!(failed.out.contains("problem: tally-clicks-5 is Failed"), "{}", failed.out);
+}
+
+async fn newest(site: &Site) -> Entry {
+    site.tables.entries().await.unwrap().into_iter().max_by_key(|entry| entry.number).unwrap()
+}
+
+/// What a new version finds in the warehouse beside older versions.
+async fn repairs_and_closings(site: &Site, fake: &Fake) {
+    // A repair is under way: it is given up only if that is asked for, and then that is said.
+    let last = newest(site).await;
+    let begun = Entry { number: last.number + 1, kind: Kind::RepairBegun, through: last.through.next(), ..last };
+    site.tables.put_entry(&begun).await.unwrap();
+    fake.journal();
+    let repair = format!("repair {} of the minutes before {}", begun.number, begun.through);
+    site.tally(&["deploy"]).refused(&format!("{repair} began and did not end, and version 6 would give it up"));
+    assert_eq!((fake.journal().len(), site.deployments().await.len()), (0, 5));
+    site.tally(&["deploy", "--again", "--dry-run"]).said(&format!("give up {repair}, which began and did not end"));
+    let again = site.tally(&["deploy", "--again"]);
+    again.said(&format!("{repair} was given up: version 6 counts its minutes"));
+    again.said("version 6 counts\n");
+
+    // A loader puts closings while a version is recorded: it is recorded after them.
+    let (tables, of) = (site.tables.clone(), fake.clone());
+    let mut last = newest(site).await;
+    let loader = tokio::spawn(async move {
+        while !of.world().journal.iter().any(|line| line == "checkpoint tally-clicks-6") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let until = Instant::now() + Duration::from_millis(1_500);
+        while Instant::now() < until {
+            last = Entry { number: last.number + 1, kind: Kind::Closing, through: last.through.next(), ..last };
+            match tables.put_entry(&last).await {
+                Ok(()) => {}
+                Err(warehouse::Error::Taken { .. }) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        last.number
+    });
+    site.tally(&["deploy", "--again"]).said("version 7 counts\n");
+    let closings = loader.await.unwrap();
+    assert!(closings > begun.number + 1 && newest(site).await.number >= closings, "{closings}");
 }

@@ -253,7 +253,7 @@ impl World {
             self.write_raw(&row).await;
         }
         let (version, positions) = (deployment.version, deployment.positions.clone());
-        self.deployment = Some(Deployment { version, positions, new: true });
+        self.deployment = Some(Deployment { version, positions, new: true, given_up: None });
         self.write_minutes(end).await;
     }
 
