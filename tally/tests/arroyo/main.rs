@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod deploys;
+mod engine;
 #[allow(dead_code)]
 #[path = "../../../deploy/tests/it/fake.rs"]
 mod fake;
 mod rebuild;
 mod site;
+mod versions;
