@@ -461,8 +461,9 @@ impl Run {
             }
         }
         inner.status().complete_through = last.through.start();
+        let slack_ms = inner.settings.lateness.slack_ms;
         let partitions = (0..clicks.partitions)
-            .map(|partition| (partition, OpenPartition::new(last.positions.get(partition))))
+            .map(|partition| (partition, OpenPartition::new(last.positions.get(partition), slack_ms)))
             .collect();
         let (engine, final_minutes) = (BTreeMap::new(), VecDeque::new());
         let (broken, skipped) = (None, None);
