@@ -23,11 +23,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often a deployment is tried that the loader is always faster than.
 const TRIES_MAX: u32 = 10;
 
-pub async fn run(config: Config) -> Result<()> {
+/// With `again` the pipelines are deployed also if nothing has changed, at this start alone.
+pub async fn run(config: Config, again: bool) -> Result<()> {
     let log = kafka(&config)?;
     let (of, from): (Config, Arc<dyn Log>) = (config.clone(), log.clone());
-    let open = move || open(of.clone(), from.clone());
-    let runner = open().await?;
+    let open = move |again| open(of.clone(), from.clone(), again);
+    let runner = open(again).await?;
     let counters = runner.counters();
     let troubles = Troubles::default();
     let lag = Arc::new(AtomicU64::new(0));
@@ -39,7 +40,7 @@ pub async fn run(config: Config) -> Result<()> {
     until_told(admin, metrics, troubles, move |stop| {
         let same = counters.clone();
         let open = move || {
-            let (opened, same) = (open(), same.clone());
+            let (opened, same) = (open(false), same.clone());
             async move { Ok(opened.await?.counting_in(same)) }
         };
         let (stopping, running) = (stop.clone(), stop);
@@ -55,13 +56,13 @@ pub async fn run(config: Config) -> Result<()> {
     .await
 }
 
-/// Deploys what is in the folder if it has changed, and opens the runner at its checkpoint.
-async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
+/// Deploys what is in the folder if it has changed or `again` says so, and opens the runner at its checkpoint.
+async fn open(config: Config, log: Arc<dyn Log>, again: bool) -> Result<Runner> {
     let lateness = config.lateness();
     let files = PipelineFiles::read(&config.pipelines)?;
     runner::check(&files, lateness).await?;
     let digest = runner::digest(&files, lateness, config.horizon_ms())?;
-    let (warehouse, deployment) = deploy(&config, &*log, &digest).await?;
+    let (warehouse, deployment) = deploy(&config, &*log, &digest, again).await?;
     if deployment.new {
         tracing::info!(version = deployment.version, "deployed: what is not final yet is judged by these pipelines");
     }
@@ -79,11 +80,16 @@ async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
     Ok(Runner::open(&files, versions.collect(), log, &config.run.data, settings, Some(&rows)).await?)
 }
 
-/// Deploys, if the digest has changed. The loader may put an entry at the same moment: then it is done anew after it.
-async fn deploy(config: &Config, log: &dyn Log, digest: &str) -> Result<(Warehouse, Deployment)> {
+/// Deploys, if the digest has changed or `again` says so. The loader may put an entry at the same moment: then it is done anew after it.
+async fn deploy(config: &Config, log: &dyn Log, digest: &str, again: bool) -> Result<(Warehouse, Deployment)> {
+    let topics = Topics::default();
     for _ in 0..TRIES_MAX {
         let warehouse = warehouse(config).await?;
-        match warehouse.deploy(log, &Topics::default(), digest).await {
+        let deployed = match again {
+            true => warehouse.deploy_again(log, &topics, digest).await,
+            false => warehouse.deploy(log, &topics, digest).await,
+        };
+        match deployed {
             Ok(deployment) => return Ok((warehouse, deployment)),
             Err(warehouse::Error::Taken { number, .. }) => {
                 tracing::info!(number, "the loader put an entry meanwhile; deploying after it");
