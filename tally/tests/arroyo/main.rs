@@ -7,6 +7,10 @@ mod engine;
 #[allow(dead_code)]
 #[path = "../../../deploy/tests/it/fake.rs"]
 mod fake;
+mod lost;
+#[allow(dead_code)]
+#[path = "../../../log/tests/kafka/support.rs"]
+mod operator;
 mod rebuild;
 mod site;
 mod versions;

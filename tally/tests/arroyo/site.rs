@@ -13,7 +13,7 @@ use tally_log::kafka::{KafkaLog, Settings};
 use tally_log::{Appended, Log, Topic};
 use warehouse::backend::Backend;
 use warehouse::clickhouse::{ClickHouse, ClickHouseReports, ServerSettings};
-use warehouse::sequence::{Entry, Kind};
+use warehouse::sequence::{Entry, Kind, Sequence};
 
 pub const PARTITIONS: Partition = 2;
 
@@ -138,6 +138,11 @@ impl Site {
 
     pub async fn append(&self, topic: &Topic, partition: Partition, value: String) -> Appended {
         self.log.append(topic, partition, None, value.into_bytes().into()).await.unwrap().await.unwrap()
+    }
+
+    /// The last entry that counts.
+    pub async fn last(&self) -> Entry {
+        Sequence::of(self.tables.entries().await.unwrap()).unwrap().last
     }
 
     /// Deployments, oldest first.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use warehouse::report::{Dimension, Order, Report, ReportQuery, Reports, TimeUnit};
 
 const PERSON: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
-const LONG: Duration = Duration::from_secs(180);
+pub const LONG: Duration = Duration::from_secs(180);
 
 /// A click that was appended.
 pub struct Click {
