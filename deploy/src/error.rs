@@ -32,7 +32,10 @@ pub enum DeployError {
     LostEdges { file: String, edges: Vec<String> },
     #[error("functions do not compile:\n{0}")]
     Functions(String),
-    #[error("topic clicks was made anew: version {version} is of {recorded}, and the topic is {found} now")]
+    #[error(
+        "topic clicks was made anew: version {version} is of {recorded}, and the topic is {found} now. Nothing can be deployed to \
+         this warehouse before it is as it was: `tally topics` says what can be done"
+    )]
     OtherTopic { version: i64, recorded: String, found: String },
     #[error(
         "{repair} began and did not end, and version {version} would give it up: run `tally repair` again, or let \

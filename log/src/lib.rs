@@ -52,8 +52,9 @@ impl Topic {
 pub struct Record {
     pub partition: Partition,
     pub offset: Offset,
-    /// When the log took it. On one machine it never goes back within a partition; on Kafka a new leader's clock may
-    /// be behind the old one's, by as much as the brokers' clocks differ.
+    /// When the log took it. On one machine it never goes back within a partition. Kafka cannot promise that: each leader
+    /// writes what its own clock says, so it goes back when the next one's is behind, or when a clock is set. Whoever relies
+    /// on the order of append times allows for as much as the brokers' clocks may differ, and refuses more.
     pub appended_at: Millis,
     pub value: Bytes,
 }
@@ -95,7 +96,8 @@ pub enum LogError {
     TopicReplaced { topic: String, expected: LogId, found: LogId },
     /// Keys would move to other partitions, and records in new partitions would not be read.
     #[error(
-        "topic {topic:?} has {found} partitions, not {expected}: a topic keeps its number of partitions for its whole life"
+        "topic {topic:?} has {found} partitions, not {expected}: a topic keeps its number of partitions for its whole life; `tally topics` \
+         says what can be done"
     )]
     PartitionsChanged { topic: String, expected: Partition, found: Partition },
     /// Compaction, transactions or a loss in the server left a hole: what was there cannot be known.

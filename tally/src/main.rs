@@ -30,7 +30,7 @@ enum Command {
     /// Send a believable stream of clicks to a running redirect
     Demo(DemoArgs),
     /// Run the pipelines over Kafka, on this machine
-    Run(Cluster),
+    Run(RunArgs),
     /// Read the rows of the pipelines and close minutes, in ClickHouse
     Load(LoadArgs),
     /// Make the topics in Kafka, or check them
@@ -167,6 +167,15 @@ struct DeployArgs {
     status: bool,
 }
 
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    cluster: Cluster,
+    /// Deploy the pipelines at this start also if nothing has changed: what is not final is judged again from the log
+    #[arg(long)]
+    again: bool,
+}
+
 #[derive(Subcommand)]
 enum ClaimsCommand {
     /// Make claims again that Redis lost
@@ -259,7 +268,7 @@ fn run(cli: Cli) -> Result<()> {
         match cli.command {
             Command::Up(up) => tally::up::up(up.config()?, up.demo).await,
             Command::Demo(args) => demo(args).await,
-            Command::Run(args) => cluster::run::run(args.config()?).await,
+            Command::Run(args) => cluster::run::run(args.cluster.config()?, args.again).await,
             Command::Load(args) if args.migrate => {
                 let applied = cluster::load::migrate(&args.cluster.config()?).await?;
                 say(&format!("{applied} migrations were applied; the tables are up to date"));

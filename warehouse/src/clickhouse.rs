@@ -52,7 +52,7 @@ use crate::backend::{Answer, Backend, Billable, Claimant, Known, Pending, Provis
 use crate::error::Result;
 use crate::report::ReportQuery;
 use crate::rows::{Correction, Count, Quarantined, RawRow};
-use crate::sequence::Entry;
+use crate::sequence::{Entry, Sequence};
 use async_trait::async_trait;
 use block::Encode;
 use click::{LogId, Millis, Minute, Offset, Offsets, Partition};
@@ -86,6 +86,16 @@ impl ClickHouse {
         let server = Server::new(settings)?;
         migrations::check(&server).await?;
         Ok(ClickHouse { server, publisher: Mutex::new(Publisher::new()) })
+    }
+
+    /// What the entries come to; `None` where nothing was deployed yet, and where there are no tables yet.
+    pub async fn sequence(settings: &ServerSettings) -> Result<Option<Sequence>> {
+        let server = Server::new(settings)?;
+        if migrations::number(&server).await? == 0 {
+            return Ok(None);
+        }
+        migrations::check(&server).await?;
+        Ok(Sequence::of(entries::entries(&server).await?))
     }
 
     async fn step<T: Encode>(&self, number: u64) -> Result<StepRows<T>> {

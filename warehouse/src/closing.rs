@@ -232,8 +232,8 @@ pub(crate) struct Reader {
 impl Reader {
     pub async fn open(log: &dyn Log, topic: Topic, from: &Offsets) -> Result<Reader> {
         let start: Offsets = (0..topic.partitions).map(|partition| (partition, from.get(partition))).collect();
-        let end = ends(log, &topic).await?;
-        Ok(Reader { consumer: log.consumer(&topic, &start).await?, end })
+        let end = ends(log, &topic).await.map_err(Error::of_results)?;
+        Ok(Reader { consumer: log.consumer(&topic, &start).await.map_err(Error::of_results)?, end })
     }
 
     /// The next records; none at the end.
@@ -242,7 +242,7 @@ impl Reader {
             if reached(&self.consumer.next(), &self.end) {
                 return Ok(Vec::new());
             }
-            let records = self.consumer.poll(ROWS, POLL).await?;
+            let records = self.consumer.poll(ROWS, POLL).await.map_err(Error::of_results)?;
             if !records.is_empty() {
                 return Ok(records);
             }

@@ -11,6 +11,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     #[error(transparent)]
     Log(#[from] LogError),
+    /// A result topic does not hold what is still needed of it.
+    #[error(
+        "{0}: rows expired before they were read, or the topic was made anew. No minute closes before `tally deploy --again` (with \
+         `tally run`: `tally run --again`; on one machine: `tally up --again`) has them made again from the log"
+    )]
+    Unread(LogError),
     #[error("another process uses the warehouse in {}", .0.display())]
     InUse(PathBuf),
     /// Something on disk is not what was written. Never skipped, never guessed at.
@@ -38,7 +44,9 @@ pub enum Error {
     #[error("no pipeline was deployed to this warehouse yet")]
     NotDeployed,
     #[error(
-        "the warehouse counts log {counted}, but topic {topic:?} is log {found}: it was made anew, and its positions mean nothing here"
+        "the warehouse counts log {counted}, but topic {topic:?} is log {found}: it was made anew, and its positions mean nothing here. \
+         Nothing more is counted. `tally topics` says what can be done; on one machine, bring back the log's folder as it was, or \
+         begin with an empty data folder, and keep this one for its reports"
     )]
     OtherLog { topic: String, counted: LogId, found: LogId },
     /// What a closing must write is not in the result topic, though it was there when the closing began.
@@ -60,4 +68,14 @@ pub enum Error {
     NoRepair { minute: Minute, what: String },
     #[error("a task of the loader died: {0}")]
     Died(String),
+}
+
+impl Error {
+    /// What went wrong with a result topic: rows that are gone can be made again.
+    pub(crate) fn of_results(error: LogError) -> Error {
+        match error {
+            LogError::OutOfRange { .. } | LogError::TopicReplaced { .. } => Error::Unread(error),
+            error => Error::Log(error),
+        }
+    }
 }

@@ -179,8 +179,8 @@ impl Loader {
         let mut step = Step::default();
         loop {
             self.follow_deployment().await?;
-            let raw_end = ends(&*self.log, &self.raw_topic).await?;
-            let minutes_end = ends(&*self.log, &self.minutes_topic).await?;
+            let raw_end = ends(&*self.log, &self.raw_topic).await.map_err(Error::of_results)?;
+            let minutes_end = ends(&*self.log, &self.minutes_topic).await.map_err(Error::of_results)?;
             let mut empty = 0;
             while empty < EMPTY_POLLS_MAX {
                 let more = |next: Offsets, end: &Offsets| (!reached(&next, end)).then_some(POLL);
@@ -247,13 +247,13 @@ impl Loader {
     async fn read(&mut self, [raw, minutes]: [Option<Duration>; 2]) -> Result<usize> {
         let mut records = Vec::new();
         if let Some(wait) = raw.filter(|_| !self.is_full()) {
-            records = self.run.raw.poll(RECORDS_MAX, wait).await?;
+            records = self.run.raw.poll(RECORDS_MAX, wait).await.map_err(Error::of_results)?;
         }
         // Also of none: the counts are up to date as of now.
         self.take_raw(&records).await?;
         let mut read = records.len();
         if let Some(wait) = minutes {
-            let records = self.run.minutes.poll(RECORDS_MAX, wait).await?;
+            let records = self.run.minutes.poll(RECORDS_MAX, wait).await.map_err(Error::of_results)?;
             self.take_minutes(&records).await?;
             read += records.len();
         }
@@ -279,7 +279,7 @@ impl Loader {
             (None, _) => self.waits_since = None,
             (Some(_), None) => self.waits_since = Some(now),
             (Some(reason), Some(since)) if now.get() - since.get() >= TELL_AFTER_MS => {
-                tracing::warn!(reason, "no minute closes");
+                tracing::warn!(reason, mend = self.mend(), "no minute closes");
                 self.waits_since = Some(now);
             }
             _ => {}
@@ -464,9 +464,10 @@ impl Run {
         let start = |topic: &Topic, from: &Offsets| -> Offsets {
             (0..topic.partitions).map(|partition| (partition, from.get(partition))).collect()
         };
-        let raw = log.consumer(raw_topic, &start(raw_topic, &last.result_positions.raw_clicks)).await?;
+        let from = start(raw_topic, &last.result_positions.raw_clicks);
+        let raw = log.consumer(raw_topic, &from).await.map_err(Error::of_results)?;
         let from = start(minutes_topic, &last.result_positions.clicks_by_minute);
-        let minutes = log.consumer(minutes_topic, &from).await?;
+        let minutes = log.consumer(minutes_topic, &from).await.map_err(Error::of_results)?;
         let (open, ever) = (last.through..Minute::from_number(i64::MAX), Millis::new(i64::MAX));
         let carried = inner.backend.billable(open, ever, &last.positions).await?;
         let view = inner.backend.view(last.number).await?;
@@ -482,8 +483,9 @@ impl Run {
             }
         }
         inner.status().complete_through = last.through.start();
+        let slack_ms = inner.settings.lateness.slack_ms;
         let partitions = (0..clicks.partitions)
-            .map(|partition| (partition, OpenPartition::new(last.positions.get(partition))))
+            .map(|partition| (partition, OpenPartition::new(last.positions.get(partition), slack_ms)))
             .collect();
         let (engine, final_minutes) = (BTreeMap::new(), VecDeque::new());
         let (broken, skipped) = (None, None);

@@ -59,8 +59,12 @@ pub(crate) struct OpenPartition {
     slots: VecDeque<Slot>,
     /// Up to here, without a gap, every record has a decided row.
     frontier: Offset,
-    /// Append time of the last row before the frontier.
+    /// The latest append time of a row before the frontier.
     reached: Option<Millis>,
+    /// How far append times may go back: as much as the brokers' clocks may differ, in milliseconds.
+    slack_ms: i64,
+    /// The last offset before the frontier whose append time went back.
+    went_back: Option<Offset>,
     /// For each chunk of offsets, from that of `first` on, the least offset of its rows in each partition of the
     /// result topic: where to read on after a restart.
     notes: VecDeque<Vec<(Partition, Offset)>>,
@@ -81,9 +85,18 @@ pub(crate) struct Behind {
 }
 
 impl OpenPartition {
-    pub fn new(first: Offset) -> Self {
-        let (slots, notes) = (VecDeque::new(), VecDeque::new());
-        OpenPartition { first, slots, frontier: first, reached: None, notes, hole_since: None, behind: None }
+    pub fn new(first: Offset, slack_ms: i64) -> Self {
+        OpenPartition {
+            first,
+            slots: VecDeque::new(),
+            frontier: first,
+            reached: None,
+            slack_ms,
+            went_back: None,
+            notes: VecDeque::new(),
+            hole_since: None,
+            behind: None,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -146,18 +159,30 @@ impl OpenPartition {
         }
     }
 
-    /// Moves the frontier up to the next hole or undecided row. An append time that goes back is an error: closings
-    /// are cut by it.
+    /// Moves the frontier up to the next hole or undecided row.
+    ///
+    /// Closings are cut by append time, and a minute is complete the slack after its last record on time can come. On Kafka
+    /// append time goes back when a new leader's clock is behind the old one's. By no more than the slack that is harmless:
+    /// the record is still too late for every minute that is complete. By more, an engine's watermark has passed the record,
+    /// and it is in none of its windows: an error.
     pub fn advance(&mut self) -> Result<(), String> {
         while let Some(slot) = self.slot(self.frontier) {
             let appended_at = match slot {
                 Slot::Missing | Slot::Row(Row { verdict: Verdict::Undecided, .. }) => break,
                 Slot::Quarantined { appended_at } | Slot::Row(Row { appended_at, .. }) => appended_at,
             };
-            if self.reached.is_some_and(|reached| appended_at < reached) {
-                return Err(format!("offset {} has an append time before that of an earlier offset", self.frontier));
+            let reached = self.reached.unwrap_or(appended_at);
+            if appended_at < reached {
+                if appended_at < reached.plus(-self.slack_ms) {
+                    return Err(format!(
+                        "offset {} was appended at {appended_at}, and an earlier one at {reached}, which is more apart than the \
+                         slack of {} ms: the clock of one of the log's machines is wrong",
+                        self.frontier, self.slack_ms
+                    ));
+                }
+                self.went_back = Some(self.frontier);
             }
-            (self.reached, self.frontier) = (Some(appended_at), self.frontier + 1);
+            (self.reached, self.frontier) = (Some(reached.max(appended_at)), self.frontier + 1);
             self.hole_since = None;
         }
         Ok(())
@@ -179,6 +204,14 @@ impl OpenPartition {
     pub fn first_at(&self, at: Millis) -> Option<Offset> {
         let (mut low, mut high) = (0, self.index(self.frontier)?);
         let end = high;
+        if self.went_back.is_some_and(|offset| offset >= self.first) {
+            let appended = |slot: &Slot| match slot {
+                Slot::Missing => None,
+                Slot::Quarantined { appended_at } | Slot::Row(Row { appended_at, .. }) => Some(*appended_at),
+            };
+            let index = self.slots.iter().take(end).position(|slot| appended(slot).is_some_and(|found| found >= at))?;
+            return Some(self.first + index as Offset);
+        }
         while low < high {
             let middle = low + (high - low) / 2;
             match self.slots[middle] {
@@ -243,7 +276,7 @@ mod tests {
 
     #[test]
     fn the_frontier_stops_at_holes_and_undecided_rows() {
-        let mut open = OpenPartition::new(10);
+        let mut open = OpenPartition::new(10, 0);
         assert_eq!(open.insert(9, row(0, Verdict::Billable), None), Inserted::Known);
         assert_eq!(open.insert(11, row(2, Verdict::Undecided), Some((0, 5))), Inserted::New);
         open.advance().unwrap();
@@ -264,7 +297,7 @@ mod tests {
 
     #[test]
     fn the_result_positions_reach_back_to_every_open_row() {
-        let mut open = OpenPartition::new(1000);
+        let mut open = OpenPartition::new(1000, 0);
         for offset in 1000..5000 {
             let (partition, at) = ((offset % 2) as Partition, 4000 - offset / 2);
             open.insert(offset, row(offset, Verdict::Billable), Some((partition, at)));
@@ -279,10 +312,22 @@ mod tests {
     }
 
     #[test]
-    fn append_times_that_go_back_are_seen() {
-        let mut open = OpenPartition::new(0);
-        open.insert(0, row(5, Verdict::Billable), None);
-        open.insert(1, row(4, Verdict::Billable), None);
-        assert!(open.advance().unwrap_err().contains("offset 1"));
+    fn append_times_may_go_back_by_the_slack_and_no_further() {
+        let mut open = OpenPartition::new(0, 10);
+        for (offset, ms) in [(0, 100), (1, 95), (2, 90), (3, 120), (4, 111), (5, 130)] {
+            open.insert(offset, row(ms, Verdict::Billable), None);
+        }
+        open.advance().unwrap();
+        assert_eq!((open.frontier(), open.reached()), (6, Some(Millis::new(130))));
+        // What is before a time is all that came before the first record of that time, whatever came behind it.
+        let first_at = |ms| open.first_at(Millis::new(ms));
+        assert_eq!(
+            [90, 95, 100, 101, 111, 120, 121, 130, 131].map(first_at),
+            [0, 0, 0, 3, 3, 3, 5, 5, 9].map(|offset| (offset < 6).then_some(offset))
+        );
+        open.insert(6, row(119, Verdict::Billable), None);
+        let error = open.advance().unwrap_err();
+        let expected = "offset 6 was appended at 1970-01-01T00:00:00.119Z, and an earlier one at 1970-01-01T00:00:00.130Z, which is";
+        assert!(error.starts_with(expected), "{error}");
     }
 }

@@ -340,7 +340,7 @@ pub(crate) fn check_log(sequence: &Sequence, clicks: &Topic) -> Result<()> {
 fn is_without_way_out(error: &Error, topics: &Topics) -> bool {
     match error {
         Error::RowGone { .. } | Error::Contradiction { .. } | Error::RepairBegun { .. } => true,
-        Error::Log(LogError::OutOfRange { topic, .. }) => *topic == topics.raw_clicks,
+        Error::Unread(LogError::OutOfRange { topic, .. }) => *topic == topics.raw_clicks,
         _ => false,
     }
 }

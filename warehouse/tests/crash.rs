@@ -221,7 +221,8 @@ async fn a_closing_whose_rows_are_gone_is_given_up(kind: Kind) {
         let is_begun = Sequence::of(entries).unwrap().begun.is_some();
         let mut world = World::open(&site, now).await;
         let error = world.try_load().await.unwrap_err();
-        let is_gone = matches!(&error, Error::Log(LogError::OutOfRange { topic, .. }) if *topic == topics.raw_clicks);
+        let is_gone =
+            matches!(&error, Error::Unread(LogError::OutOfRange { topic, .. }) if *topic == topics.raw_clicks);
         assert!(is_gone || matches!(error, Error::RowGone { .. }), "{error}");
         if is_begun {
             // Nothing is given up unasked.

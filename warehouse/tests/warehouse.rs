@@ -30,6 +30,8 @@ on_each_kind! {
     provisional_numbers_are_the_same_after_a_restart,
     a_topic_that_was_made_anew_is_not_taken_for_the_old_one,
     reports_are_of_one_moment_while_minutes_close,
+    append_times_that_go_back_by_the_slack_hold_nothing_up,
+    append_times_that_go_back_further_are_named,
 }
 
 async fn a_minute_closes_at_its_time_and_not_before(kind: Kind) {
@@ -511,4 +513,49 @@ async fn reports_are_of_one_moment_while_minutes_close(kind: Kind) {
     assert_eq!((report.clicks, report.rows.len()), (120, 20));
     let filters = [(Dimension::AdId, vec!["ad_2' OR '1'='1".to_string()])].into();
     assert_eq!(world.report(&warehouse::report::ReportQuery { filters, ..total() }).await.clicks, 0);
+}
+
+/// A click as the engine has it from a broker whose clock says another time than the log of these tests.
+async fn click_by_another_clock(world: &mut World, clicked: Millis, appended: Millis, verdict: &str) {
+    let value = json!({"kind": "click", "clickId": "c", "impressionId": "imp", "adId": "ad_1"}).to_string();
+    let now = world.clock.now();
+    let offset = world.record(0, now, value.as_bytes()).await;
+    world.judge(0, offset, clicked, appended, Some("ad_1"), verdict);
+}
+
+async fn append_times_that_go_back_by_the_slack_hold_nothing_up(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
+    world.billable(0, at("12:00:59"), "ad_1").await;
+    world.heartbeat(at("12:06:30")).await;
+    // Complete by the clock of the leader before, which was 30 seconds ahead. The first of these clicks is as late as one on
+    // time can be, and the minute has closed by then.
+    click_by_another_clock(&mut world, at("12:01:00"), at("12:06:00"), "billable").await;
+    click_by_another_clock(&mut world, at("12:00:59.999"), at("12:06:00"), "late").await;
+    world.write_rows(|_| true).await;
+    world.write_minutes(at("12:06:30")).await;
+    assert_eq!(world.load().await, minute("12:01"), "{}", world.waiting());
+    click_by_another_clock(&mut world, at("12:06:20"), at("12:06:20"), "billable").await;
+    world.pass(at("12:08:00")).await;
+    assert_eq!(world.load().await, minute("12:02"), "{}", world.waiting());
+    // The same by a loader that begins behind the step.
+    let mut world = world.restart().await;
+    world.pass(at("12:13:00")).await;
+    assert_eq!(world.load().await, minute("12:07"), "{}", world.waiting());
+    let rows: Vec<_> = world.by_minute().await.into_iter().map(|row| (row.0, row.2, row.3)).collect();
+    let expected = [("12:00", 2, false), ("12:01", 1, false), ("12:06", 1, false)];
+    assert_eq!(rows, expected.map(|(time, clicks, provisional)| (time.to_string(), clicks, provisional)));
+}
+
+async fn append_times_that_go_back_further_are_named(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
+    world.billable(0, at("12:00:59"), "ad_1").await;
+    world.heartbeat(at("12:06:30")).await;
+    click_by_another_clock(&mut world, at("12:02:00"), at("12:05:59.999"), "billable").await;
+    world.pass(at("12:13:00")).await;
+    world.load().await;
+    let named = "partition 0: offset 2 was appended at 2026-04-20T12:05:59.999Z, and an earlier one at 2026-04-20T12:06:30.000Z";
+    assert!(world.waiting().starts_with(named) && world.waiting().contains("30000 ms"), "{}", world.waiting());
+    assert_eq!(world.warehouse.status().complete_through, minute("11:54"));
 }

@@ -40,7 +40,7 @@ impl Query {
 
     /// Takes what librdkafka has to tell, so that it does not pile up.
     pub fn serve(&self) {
-        while self.client.poll(Duration::ZERO).is_some() {}
+        serve(&self.client);
     }
 
     /// The topic as it is now, with the number of partitions that the settings say.
@@ -147,6 +147,12 @@ impl Query {
             std::thread::sleep(ASK_AGAIN);
         }
     }
+}
+
+/// Takes what librdkafka has to tell of itself. Without a wait, as short as it may be, a poll ends after the first line of its
+/// log, and what comes behind it, such as why a connection failed, stays where it is.
+pub fn serve(client: &BaseConsumer<Watch>) {
+    while client.poll(Duration::from_millis(1)).is_some() {}
 }
 
 /// Whether a topic that was known is still the one that a broker describes.

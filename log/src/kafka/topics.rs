@@ -7,6 +7,7 @@ use super::settings::BATCH_BYTES_MAX;
 use super::statistics::Watch;
 use super::{Context, Settings};
 use crate::LogError;
+use click::LogId;
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -48,6 +49,18 @@ const INSYNC_MIN: usize = 2;
 const SINGLE_NODE: &str = "single_node = true: Kafka has one copy of everything. If its disk is lost, so is every click \
     that is not in the warehouse yet; and so is what the machine had not written to its disk when its power fails.";
 
+/// The id of the topic of this name, if there is one, whatever its number of partitions.
+///
+/// # Errors
+///
+/// Settings that are not possible, and a Kafka that does not answer.
+pub async fn id(settings: &Settings, name: &str) -> Result<Option<LogId>, LogError> {
+    let admin = Admin::new(settings)?;
+    let described = admin.describe(name).await;
+    admin.end().await;
+    Ok(described?.map(|described| described.log_id))
+}
+
 /// Makes each topic of these names that is missing, with the settings' partitions, replication and retention, and with
 /// the time of appending; checks each that is there. Nothing that is there is changed.
 ///
@@ -56,10 +69,7 @@ const SINGLE_NODE: &str = "single_node = true: Kafka has one copy of everything.
 /// Settings that are not possible, and a Kafka that does not answer or refuses to make a topic. What is wrong with a
 /// topic is no error but a [`Problem`].
 pub async fn create_or_check(settings: &Settings, names: &[&str]) -> Result<Report, LogError> {
-    let context = Arc::new(Context::new(settings.clone())?);
-    let watch = Watch::new(context.statistics.clone());
-    let client = AdminClient::from_config_and_context(&settings.query(), watch);
-    let admin = Admin { client: Arc::new(client.map_err(super::settings::refused)?), context };
+    let admin = Admin::new(settings)?;
     let mut report = Report::default();
     if settings.single_node {
         report.warnings.push(SINGLE_NODE.to_owned());
@@ -78,8 +88,7 @@ pub async fn create_or_check(settings: &Settings, names: &[&str]) -> Result<Repo
             }
         }
     }
-    // The threads of the client are waited for when it is dropped.
-    let _ = tokio::task::spawn_blocking(move || drop(admin)).await;
+    admin.end().await;
     Ok(report)
 }
 
@@ -101,7 +110,10 @@ fn check(settings: &Settings, name: &str, described: &Described, set: &ConfigRes
                 "it has {found} partitions, not {expected}; a topic keeps its number for its whole life, since with \
                  another one keys move and an impression could be billed twice"
             ),
-            format!("partitions = {found} in the settings, or another topic"),
+            format!(
+                "kafka.partitions = {found} in the settings of every process, if it was made so; partitions that were added to it \
+                 cannot be taken away again: it has to be made anew, and `clicks` for a new warehouse"
+            ),
         );
     }
     if value("message.timestamp.type") != "LogAppendTime" {
@@ -194,6 +206,18 @@ struct Admin {
 }
 
 impl Admin {
+    fn new(settings: &Settings) -> Result<Admin, LogError> {
+        let context = Arc::new(Context::new(settings.clone())?);
+        let watch = Watch::new(context.statistics.clone());
+        let client = AdminClient::from_config_and_context(&settings.query(), watch);
+        Ok(Admin { client: Arc::new(client.map_err(super::settings::refused)?), context })
+    }
+
+    /// The threads of the client are waited for when it is dropped.
+    async fn end(self) {
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
+
     fn options(&self) -> AdminOptions {
         let wait = Some(self.context.settings.request_timeout);
         AdminOptions::new().request_timeout(wait).operation_timeout(wait)

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use click::{Offsets, Partition};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tally_log::kafka::Settings;
 use tally_log::{Acknowledgement, Log, LogError, Record, Topic};
@@ -72,6 +72,45 @@ impl Appenders {
     }
 }
 
+/// Reads all partitions of a topic along, through whatever happens to its brokers.
+pub struct Follower {
+    task: tokio::task::JoinHandle<Vec<Vec<Record>>>,
+    ended: Arc<AtomicBool>,
+    /// By partition, the offset after the last record that was read.
+    pub seen: Arc<Vec<AtomicI64>>,
+}
+
+impl Follower {
+    pub fn start(test: &Test) -> Follower {
+        let (log, topic, ended) = (test.log.clone(), test.topic.clone(), Arc::new(AtomicBool::new(false)));
+        let seen: Arc<Vec<AtomicI64>> = Arc::new((0..topic.partitions).map(|_| AtomicI64::new(0)).collect());
+        let (is_over, reached) = (ended.clone(), seen.clone());
+        let task = tokio::spawn(async move {
+            let start = Offsets::beginning(topic.partitions);
+            let mut consumer = log.consumer(&topic, &start).await.unwrap();
+            let mut read = vec![Vec::new(); topic.partitions as usize];
+            loop {
+                let last = is_over.load(Ordering::Acquire);
+                let records = consumer.poll(1_000, Duration::from_secs(2)).await.unwrap();
+                if records.is_empty() && last {
+                    return read;
+                }
+                for record in records {
+                    reached[record.partition as usize].store(record.offset + 1, Ordering::Relaxed);
+                    read[record.partition as usize].push(record);
+                }
+            }
+        });
+        Follower { task, ended, seen }
+    }
+
+    /// All records, by partition, when nothing more is appended.
+    pub async fn end(self) -> Vec<Vec<Record>> {
+        self.ended.store(true, Ordering::Release);
+        self.task.await.unwrap()
+    }
+}
+
 /// Every acknowledged record is where it was said to be, and nowhere else; no record is there that was not appended, and
 /// none twice, since nobody sent one again; each appender's are in its order.
 pub fn check(told: &Told, read: &[Vec<Record>]) {
@@ -99,27 +138,7 @@ async fn every_acknowledged_record_is_there_once_after_the_broker_was_killed() {
     let Some(mut broker) = services::kafka::Kafka::start(dir.path()) else { return };
     let test = Test::with(settings(broker.port())).await;
     let appenders = Appenders::start(&test.log, &test.topic);
-    // Reads along, through every death of the broker.
-    let (log, topic) = (test.log.clone(), test.topic.clone());
-    let ended = Arc::new(AtomicBool::new(false));
-    let follows = tokio::spawn({
-        let ended = ended.clone();
-        async move {
-            let start = Offsets::beginning(topic.partitions);
-            let mut consumer = log.consumer(&topic, &start).await.unwrap();
-            let mut read = vec![Vec::new(); topic.partitions as usize];
-            loop {
-                let last = ended.load(Ordering::Acquire);
-                let records = consumer.poll(1_000, Duration::from_secs(2)).await.unwrap();
-                if records.is_empty() && last {
-                    return read;
-                }
-                for record in records {
-                    read[record.partition as usize].push(record);
-                }
-            }
-        }
-    });
+    let follower = Follower::start(&test);
     for _ in 0..2 {
         appenders.until_acknowledged(2_000).await;
         broker.kill();
@@ -131,8 +150,7 @@ async fn every_acknowledged_record_is_there_once_after_the_broker_was_killed() {
     let read = read_all(&*test.log, &test.topic).await.unwrap();
     check(&told, &read);
     assert!(told.values().flatten().count() >= 6_000);
-    ended.store(true, Ordering::Release);
-    assert_eq!(follows.await.unwrap(), read);
+    assert_eq!(follower.end().await, read);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

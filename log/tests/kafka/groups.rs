@@ -24,7 +24,15 @@ async fn committed(test: &Test, group: &str) -> Vec<Offset> {
         for partition in 0..topic.partitions {
             asked.add_partition(&topic.name, partition);
         }
-        let found = client.committed_offsets(asked, LONG).unwrap();
+        // The coordinator of a new group takes a moment to be one.
+        let found = (0..100).find_map(|_| {
+            let found = client.committed_offsets(asked.clone(), LONG).ok();
+            found.or_else(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                None
+            })
+        });
+        let found = found.expect("a coordinator");
         (0..topic.partitions).map(|p| found.find_partition(&topic.name, p).unwrap().offset()).collect()
     })
     .await
@@ -85,4 +93,8 @@ async fn brokers_that_are_away_are_said() {
     let settings = tally_log::kafka::Settings { request_timeout: wait, ..crate::support::settings(port) };
     let error = groups::commit(&settings, "anyone", &test.topic, &Offsets::default()).await.unwrap_err().to_string();
     assert!(error.starts_with(&format!("Kafka at 127.0.0.1:{port}: cannot commit offsets of topic ")), "{error}");
+    assert!(error.contains("a connection failed: ") && error.contains("Connection refused"), "{error}");
+    let error = groups::committed(&settings, "anyone", &test.topic).await.unwrap_err().to_string();
+    assert!(error.starts_with(&format!("Kafka at 127.0.0.1:{port}: cannot read offsets of topic ")), "{error}");
+    assert!(error.contains("a connection failed: ") && error.contains("Connection refused"), "{error}");
 }

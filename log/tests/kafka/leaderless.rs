@@ -1,12 +1,11 @@
 //! Two brokers, each the only replica of a part of a topic's partitions, one of which dies: those partitions have no leader.
 
 use crate::conformance::read_all;
-use crate::faults::{Appenders, check};
+use crate::faults::{Appenders, Follower, check};
 use crate::support::{LONG, Test, eventually, settings};
 use click::{Offsets, Partition};
 use services::kafka::Kafka;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tally_log::kafka::{KafkaLog, Settings};
 use tally_log::{Log, LogError};
@@ -26,29 +25,7 @@ async fn a_partition_without_a_leader_holds_back_no_other_and_loses_nothing() {
     let partitions = 0..test.topic.partitions;
     let appenders = Appenders::start(&test.log, &test.topic);
 
-    // Reads all partitions along.
-    let (log, topic) = (test.log.clone(), test.topic.clone());
-    let ended = Arc::new(AtomicBool::new(false));
-    let seen: Arc<Vec<AtomicI64>> = Arc::new(partitions.clone().map(|_| AtomicI64::new(0)).collect());
-    let follows = tokio::spawn({
-        let (ended, seen) = (ended.clone(), seen.clone());
-        async move {
-            let start = Offsets::beginning(topic.partitions);
-            let mut consumer = log.consumer(&topic, &start).await.unwrap();
-            let mut read = vec![Vec::new(); topic.partitions as usize];
-            loop {
-                let last = ended.load(Ordering::Acquire);
-                let records = consumer.poll(1_000, Duration::from_secs(2)).await.unwrap();
-                if records.is_empty() && last {
-                    return read;
-                }
-                for record in records {
-                    seen[record.partition as usize].store(record.offset + 1, Ordering::Relaxed);
-                    read[record.partition as usize].push(record);
-                }
-            }
-        }
-    });
+    let follower = Follower::start(&test);
     appenders.until_acknowledged(2_000).await;
     lost.kill();
 
@@ -95,7 +72,7 @@ async fn a_partition_without_a_leader_holds_back_no_other_and_loses_nothing() {
     appenders.until_acknowledged(1_000).await;
     for partition in with {
         let end = test.log.held(&test.topic, partition).await.unwrap().end;
-        let passed = &seen[partition as usize];
+        let passed = &follower.seen[partition as usize];
         eventually("the others' records", async || (passed.load(Ordering::Relaxed) >= end).then_some(())).await;
     }
 
@@ -106,8 +83,8 @@ async fn a_partition_without_a_leader_holds_back_no_other_and_loses_nothing() {
     let told = appenders.end().await;
     assert!(told.values().all(Option::is_some), "the broker came back before any record was given up");
     let mut read = read_all(&*test.log, &test.topic).await.unwrap();
-    ended.store(true, Ordering::Release);
-    assert_eq!(follows.await.unwrap(), read);
+
+    assert_eq!(follower.end().await, read);
     for records in &mut read {
         records.retain(|record| {
             let beside = [&b"others "[..], b"given up", b"0 999999999"];

@@ -1,9 +1,7 @@
 //! Topics that are not what they were: made anew, with more partitions, with another time, or cut off.
 
-use crate::support::{LONG, Test, admin, eventually, make, options, remove};
+use crate::support::{LONG, Test, eventually, expire, make, remove, widen};
 use click::{Offset, Offsets, Partition};
-use rdkafka::TopicPartitionList;
-use rdkafka::admin::NewPartitions;
 use std::time::Duration;
 use tally_log::{Log, LogError, Topic};
 
@@ -122,8 +120,7 @@ async fn partitions_that_were_added_are_refused() {
     let Some(test) = Test::new().await else { return };
     append(&test, &test.topic, 1, "x").await;
     let mut consumer = test.log.consumer(&test.topic, &from(0, 1)).await.unwrap();
-    let more = NewPartitions::new(&test.topic.name, 5);
-    admin(&test.settings).create_partitions([&more], &options()).await.unwrap().remove(0).unwrap();
+    widen(&test.settings, &test.topic.name, 5).await;
     let named = |error: LogError| {
         assert!(matches!(error, LogError::PartitionsChanged { expected: 4, found: 5, .. }), "{error}");
     };
@@ -160,9 +157,7 @@ async fn an_offset_that_is_no_longer_held_is_named_and_nothing_is_skipped() {
     let mut slow = test.log.consumer(&test.topic, &from(0, 0)).await.unwrap();
     let first = slow.poll(1, LONG).await.unwrap();
     assert_eq!((first.len(), first[0].offset), (1, 0));
-    let mut until = TopicPartitionList::new();
-    until.add_partition_offset(&test.topic.name, 0, rdkafka::Offset::Offset(records - 2)).unwrap();
-    admin(&test.settings).delete_records(&until, &options()).await.unwrap();
+    expire(&test.settings, &test.topic.name, &from(0, records - 2)).await;
     assert_eq!(test.log.held(&test.topic, 0).await.unwrap(), records - 2..records);
     let named = |error: LogError, next: Offset| match error {
         LogError::OutOfRange { topic, partition: 0, offset, held } => {

@@ -1,7 +1,9 @@
-//! What the tests share.
+//! What the tests share, and what tests of other crates do to a Kafka as its operator.
 
+use click::Offsets;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,6 +70,21 @@ pub async fn make(settings: &Settings, name: &str, partitions: i32, set: &[(&str
 
 pub async fn remove(settings: &Settings, name: &str) {
     admin(settings).delete_topics(&[name], &options()).await.unwrap().remove(0).unwrap();
+}
+
+/// Gives a topic more partitions, `partitions` in all.
+pub async fn widen(settings: &Settings, name: &str, partitions: usize) {
+    let more = NewPartitions::new(name, partitions);
+    admin(settings).create_partitions([&more], &options()).await.unwrap().remove(0).unwrap();
+}
+
+/// Removes the records of a topic before these offsets, as retention does.
+pub async fn expire(settings: &Settings, name: &str, before: &Offsets) {
+    let mut until = TopicPartitionList::new();
+    for (partition, offset) in before.iter() {
+        until.add_partition_offset(name, partition, rdkafka::Offset::Offset(offset)).unwrap();
+    }
+    admin(settings).delete_records(&until, &options()).await.unwrap();
 }
 
 /// Asks until the answer is there.

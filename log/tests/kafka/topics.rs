@@ -63,7 +63,12 @@ async fn what_is_wrong_is_said_with_the_command_that_mends_it() {
     };
     let found: Vec<(&str, &str)> = report.problems.iter().map(|p| (p.what.as_str(), p.mend.as_str())).collect();
     let expected = [
-        ("it has 3 partitions, not 4; ", "partitions = 3 in the settings, or another topic".to_owned()),
+        (
+            "it has 3 partitions, not 4; ",
+            "kafka.partitions = 3 in the settings of every process, if it was made so; partitions that were added to it cannot be \
+             taken away again: it has to be made anew, and `clicks` for a new warehouse"
+                .to_owned(),
+        ),
         ("its records carry CreateTime, not the time of appending", alter("message.timestamp.type=LogAppendTime")),
         ("cleanup.policy is compact, which leaves holes", alter("cleanup.policy=delete")),
         ("max.message.bytes is 1000000: ", alter("max.message.bytes=1114112")),

@@ -21,11 +21,12 @@ use warehouse::{Deploying, Settings, Topics, Warehouse};
 /// How often the loader's progress and the end of the log are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-pub async fn run(config: Config) -> Result<()> {
+/// With `again` the pipelines are deployed also if nothing has changed, at this start alone.
+pub async fn run(config: Config, again: bool) -> Result<()> {
     let log = kafka(&config)?;
     let (of, from): (Config, Arc<dyn Log>) = (config.clone(), log.clone());
-    let open = move || open(of.clone(), from.clone());
-    let runner = open().await?;
+    let open = move |again| open(of.clone(), from.clone(), again);
+    let runner = open(again).await?;
     let counters = runner.counters();
     let troubles = Troubles::default();
     let lag = Arc::new(AtomicU64::new(0));
@@ -37,7 +38,7 @@ pub async fn run(config: Config) -> Result<()> {
     until_told(admin, metrics, troubles, move |stop| {
         let same = counters.clone();
         let open = move || {
-            let (opened, same) = (open(), same.clone());
+            let (opened, same) = (open(false), same.clone());
             async move { Ok(opened.await?.counting_in(same)) }
         };
         let (stopping, running) = (stop.clone(), stop);
@@ -53,13 +54,14 @@ pub async fn run(config: Config) -> Result<()> {
     .await
 }
 
-/// Deploys what is in the folder if it has changed, and opens the runner at its checkpoint.
-async fn open(config: Config, log: Arc<dyn Log>) -> Result<Runner> {
+/// Deploys what is in the folder if it has changed or `again` says so, and opens the runner at its checkpoint.
+async fn open(config: Config, log: Arc<dyn Log>, again: bool) -> Result<Runner> {
     let lateness = config.lateness();
     let files = PipelineFiles::read(&config.pipelines)?;
     runner::check(&files, lateness).await?;
     let digest = runner::digest(&files, lateness, config.horizon_ms())?;
-    let (warehouse, deployment) = record(&config, &*log, &Topics::default(), &digest, Deploying::default()).await?;
+    let deploying = Deploying { though_unchanged: again, give_up_begun: again, as_version: None };
+    let (warehouse, deployment) = record(&config, &*log, &Topics::default(), &digest, deploying).await?;
     if deployment.new {
         tracing::info!(version = deployment.version, "deployed: what is not final yet is judged by these pipelines");
     }

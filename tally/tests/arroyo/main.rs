@@ -3,8 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod deploys;
+mod engine;
 #[allow(dead_code)]
 #[path = "../../../deploy/tests/it/fake.rs"]
 mod fake;
+mod lost;
+#[allow(dead_code)]
+#[path = "../../../log/tests/kafka/support.rs"]
+mod operator;
 mod rebuild;
 mod site;
+mod versions;

@@ -5,6 +5,10 @@
 
 #[cfg(feature = "clickhouse-tls")]
 mod https;
+mod made_anew;
+#[allow(dead_code)]
+#[path = "../../../log/tests/kafka/support.rs"]
+mod operator;
 mod processes;
 mod repair;
 

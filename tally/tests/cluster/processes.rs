@@ -36,6 +36,8 @@ pub struct Cluster {
     ports: BTreeMap<Name, [u16; 2]>,
     running: BTreeMap<Name, Server>,
     client: reqwest::Client,
+    /// Of the warehouse that counts, and of the folder of the runner's state.
+    database: String,
 }
 
 /// A binary of the workspace; cargo puts all of them into one folder.
@@ -70,7 +72,9 @@ impl Cluster {
             [Name::Redirect(0), Name::Redirect(1), Name::Run, Name::Load, Name::Reporting(0), Name::Reporting(1)];
         let ports = names.into_iter().map(|name| (name, [free_port(), free_port()])).collect();
         let running = BTreeMap::new();
-        let mut cluster = Cluster { _alone, dir, kafka, redis, clickhouse, clickhouse_port, ports, running, client };
+        let database = "tally".to_string();
+        let mut cluster =
+            Cluster { _alone, dir, kafka, redis, clickhouse, clickhouse_port, ports, running, client, database };
         cluster.once(&["topics"]);
         cluster.once(&["topics"]);
         cluster.once(&["load", "--migrate"]);
@@ -88,15 +92,30 @@ impl Cluster {
     }
 
     /// One that succeeds.
-    fn once(&self, arguments: &[&str]) {
+    pub fn once(&self, arguments: &[&str]) {
         let (succeeded, printed) = self.tally(arguments);
         assert!(succeeded, "tally {arguments:?}: {printed}");
     }
 
+    /// How its Kafka is reached.
+    pub fn settings(&self) -> Settings {
+        let brokers = vec![format!("127.0.0.1:{}", self.kafka.port())];
+        Settings { brokers, single_node: true, ..Settings::default() }
+    }
+
     /// Its Kafka, as another program would use it.
     pub fn log(&self) -> KafkaLog {
-        let brokers = vec![format!("127.0.0.1:{}", self.kafka.port())];
-        KafkaLog::new(Settings { brokers, single_node: true, ..Settings::default() }).unwrap()
+        KafkaLog::new(self.settings()).unwrap()
+    }
+
+    /// From here on commands, and processes that are started, use another database of this name and no state of the runner's.
+    pub fn begin_anew(&mut self, database: &str) {
+        self.database = database.to_string();
+    }
+
+    /// All that a process has printed since its first start.
+    pub fn printed(&self, name: Name) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out"))).unwrap()
     }
 
     /// What ClickHouse answers to a statement.
@@ -117,12 +136,13 @@ impl Cluster {
         }
         if prefix != "TALLY_REDIRECT_" {
             set("CLICKHOUSE__URL", &format!("http://127.0.0.1:{}", self.clickhouse_port));
+            set("CLICKHOUSE__DATABASE", &self.database);
         }
         if prefix == "TALLY_CLUSTER_" {
             set("PIPELINES", &root().join("pipelines").display().to_string());
             set("LATENESS", "3s");
             set("SLACK", "1s");
-            set("RUN__DATA", &self.dir.path().join("run").display().to_string());
+            set("RUN__DATA", &self.dir.path().join(format!("run-{}", self.database)).display().to_string());
         }
         command.current_dir(self.dir.path()).stdin(Stdio::null());
         command
@@ -135,6 +155,15 @@ impl Cluster {
 
     /// Starts a process that does not run and is to die at a commit point, as `TALLY_DIE_AT` names it.
     pub fn start_until(&mut self, name: Name, die_at: Option<&str>) {
+        self.start_process(name, die_at, &[]);
+    }
+
+    /// Starts `tally run` with `--again`.
+    pub fn run_again(&mut self) {
+        self.start_process(Name::Run, None, &["--again"]);
+    }
+
+    fn start_process(&mut self, name: Name, die_at: Option<&str>, arguments: &[&str]) {
         let ports = self.ports.get(&name).copied().unwrap_or_default();
         let [public, admin] = ports.map(|port| format!("127.0.0.1:{port}"));
         let (mut command, port) = match name {
@@ -171,7 +200,7 @@ impl Cluster {
                 (command, ports[0])
             }
         };
-        command.env("TALLY_LOG", "info");
+        command.args(arguments).env("TALLY_LOG", "info");
         if let Some(point) = die_at {
             command.env("TALLY_DIE_AT", point);
         }
@@ -222,7 +251,7 @@ impl Cluster {
         let server = self.running.remove(&name).unwrap();
         server.signal("TERM");
         let status = server.wait(Duration::from_secs(30));
-        let output = std::fs::read_to_string(self.dir.path().join(format!("{name:?}.out"))).unwrap();
+        let output = self.printed(name);
         assert!(status.success(), "{name:?} ended with {status}: {output}");
         assert!(output.contains("stopped"), "{name:?}: {output}");
     }

@@ -7,20 +7,20 @@ use serde_json::Value;
 use std::time::Duration;
 use tally_log::Log;
 
-const LONG: Duration = Duration::from_secs(180);
+pub const LONG: Duration = Duration::from_secs(180);
 
-async fn click(cluster: &Cluster, client: &reqwest::Client, impression: &str) {
+pub async fn click(cluster: &Cluster, client: &reqwest::Client, impression: &str) {
     let url = format!("{}/api/v1/click/{impression}?ad_id=ad_9&campaign_id=cmp_7", cluster.redirect(0));
     let answer = client.get(url).header("User-Agent", PERSON).header("X-Country", "DE").send().await.unwrap();
     assert_eq!(answer.status(), 302);
 }
 
-fn complete_through(report: &Value) -> Millis {
+pub fn complete_through(report: &Value) -> Millis {
     report["completeThrough"].as_str().unwrap().parse().unwrap()
 }
 
 /// Minute, clicks, and whether they may change.
-fn rows(report: &Value) -> Vec<(Minute, i64, bool)> {
+pub fn rows(report: &Value) -> Vec<(Minute, i64, bool)> {
     let row = |row: &Value| {
         let minute = row["minute"].as_str().unwrap().parse::<Millis>().unwrap().minute();
         (minute, row["clicks"].as_i64().unwrap(), row["provisional"] == true)

@@ -31,19 +31,24 @@ pub(super) async fn migrate(server: &Server) -> Result<u64> {
     Ok(newest - done)
 }
 
-/// Refuses a schema that is not the one this code knows.
-pub(super) async fn check(server: &Server) -> Result<()> {
+/// The number of the schema that is there, 0 for none.
+pub(super) async fn number(server: &Server) -> Result<u64> {
     let there = format!(
         "SELECT count() AS answer FROM system.tables WHERE database = '{}' AND name = 'schema_migrations'",
         server.database()
     );
-    let (newest, done) = match server.number(&there, &[]).await {
-        Ok(0) => (FILES.len() as u64, 0),
-        Ok(_) => (FILES.len() as u64, applied(server).await?),
+    match server.number(&there, &[]).await {
+        Ok(0) => Ok(0),
+        Ok(_) => applied(server).await,
         // Without the database no query works.
-        Err(Error::Statement { what, .. }) if what.contains("UNKNOWN_DATABASE") => (FILES.len() as u64, 0),
-        Err(error) => return Err(error),
-    };
+        Err(Error::Statement { what, .. }) if what.contains("UNKNOWN_DATABASE") => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses a schema that is not the one this code knows.
+pub(super) async fn check(server: &Server) -> Result<()> {
+    let (newest, done) = (FILES.len() as u64, number(server).await?);
     if done > newest {
         return Err(newer(server, done, newest));
     }

@@ -73,6 +73,17 @@ impl Loader {
         due.filter(|minute| all || self.disagreement(*minute, &live).is_some()).count() as u64
     }
 
+    /// What an operator can do about it, if it stays so.
+    pub(super) fn mend(&self) -> &'static str {
+        match self.undecided() {
+            Some(_) => "`tally claims rebuild` restores claims that Redis lost",
+            None => {
+                "`tally deploy --again` (with `tally run`: `tally run --again`; on one machine: `tally up --again`) has the rows made \
+                 again; where that does not help, `tally repair`"
+            }
+        }
+    }
+
     fn stopped(&self) -> Option<&str> {
         self.run.broken.as_deref().or(self.run.skipped.as_deref())
     }
