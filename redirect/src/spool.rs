@@ -102,6 +102,12 @@ pub enum SpoolError {
     File(#[from] durable::FileError),
     #[error("the spool's disk did not answer within {0:?}")]
     TimedOut(Duration),
+    /// At a start. To go on without them would be to forget them.
+    #[error(
+        "{}: the clicks of partition {partition} from offset {from} to {to} wait there, and the disk gives none of them within {waited:?}",
+        .dir.display()
+    )]
+    Unread { dir: PathBuf, partition: Partition, from: Offset, to: Offset, waited: Duration },
     #[error("the log did not answer within {0:?}")]
     LogTimedOut(Duration),
     #[error("{} is damaged: {what}", .file.display())]
