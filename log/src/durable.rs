@@ -138,6 +138,15 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     sync_dir(folder_of(to))
 }
 
+/// Gives a file one more name, and makes that durable. It may have it already: whoever gave it may have died before this.
+pub fn link(file: &Path, name: &Path) -> Result<()> {
+    match fs::hard_link(file, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => at("link", file, result)?,
+    }
+    sync_dir(folder_of(name))
+}
+
 /// Removes a file. Not durable before the folder is synced.
 pub fn remove_file(path: &Path) -> Result<()> {
     at("remove", path, fs::remove_file(path))
