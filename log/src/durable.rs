@@ -191,7 +191,7 @@ pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The same; but which of the two is not certain before the folder is synced.
-pub(crate) fn write_aside_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_aside_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = write_temporary(path, bytes)?;
     at("rename", &aside, fs::rename(&aside, path))
 }
