@@ -3,7 +3,7 @@
 use crate::matching::Matching;
 use crate::tables::Row;
 use click::{ClickId, Millis, Minute};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Where a click is counted: minute, ad, campaign, publisher, country, device.
 pub type Cell = (Minute, String, String, String, String, String);
@@ -90,6 +90,8 @@ impl Impression {
 #[derive(Debug, Clone, Default)]
 pub struct Judge {
     impressions: HashMap<String, Impression>,
+    /// Every click that an answer named, whether or not it may be billed.
+    named: Vec<ClickId>,
     /// Clicks that must not be billed whatever happens, for the message.
     pub ineligible: u64,
 }
@@ -112,6 +114,11 @@ impl Judge {
     /// The same of a redirect whose clock is the log's. Its id tells its minute.
     pub fn answered(&mut self, impression: &str, click: ClickId, dimensions: &[String; 5]) {
         self.answered_at(impression, click, Times::of(click.at(), 0, click.at()), dimensions, false);
+    }
+
+    /// A click that was answered has a record for ever, be it billed or not.
+    pub fn has_record(&mut self, click: ClickId) {
+        self.named.push(click);
     }
 
     /// The rules change: records from the position on which the last closing ended are judged by the new ones, and these do
@@ -236,6 +243,19 @@ impl Judge {
             self.impressions.iter().find(|(name, known)| !known.must.is_empty() && !billed.contains_key(&***name));
         match missed {
             Some((name, known)) => Err(format!("no row of impression {name} is billed: {known:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Every click that was answered is in a row of the log, or was kept aside and put away, as those are in `settled`.
+    ///
+    /// # Errors
+    /// The first of which there is no record.
+    pub fn check_records(&self, rows: &[Row], settled: &BTreeSet<String>) -> Result<(), String> {
+        let recorded: HashSet<&str> =
+            rows.iter().map(|row| &*row.click).chain(settled.iter().map(|id| &**id)).collect();
+        match self.named.iter().find(|click| !recorded.contains(&*click.to_string())) {
+            Some(click) => Err(format!("click {click} was answered, and there is no record of it")),
             None => Ok(()),
         }
     }
@@ -366,6 +386,11 @@ mod tests {
             judge.check_rows(&rows)
         };
         assert_eq!(with(&|_| ()), Ok(()));
+        judge.has_record(first);
+        judge.has_record(ClickId::new(at(8)));
+        let settled = |click: ClickId| BTreeSet::from([click.to_string()]);
+        assert!(judge.check_records(&good, &settled(other)).is_err(), "the second has no record");
+        assert_eq!(judge.check_records(&good, &settled(judge.named[1])), Ok(()));
         assert_eq!(with(&|rows| rows.push(row("c", ClickId::new(at(9)), "billable", 0))), Ok(()), "c was sent");
         for (what, change) in [
             (
