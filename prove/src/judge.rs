@@ -386,11 +386,6 @@ mod tests {
             judge.check_rows(&rows)
         };
         assert_eq!(with(&|_| ()), Ok(()));
-        judge.has_record(first);
-        judge.has_record(ClickId::new(at(8)));
-        let settled = |click: ClickId| BTreeSet::from([click.to_string()]);
-        assert!(judge.check_records(&good, &settled(other)).is_err(), "the second has no record");
-        assert_eq!(judge.check_records(&good, &settled(judge.named[1])), Ok(()));
         assert_eq!(with(&|rows| rows.push(row("c", ClickId::new(at(9)), "billable", 0))), Ok(()), "c was sent");
         for (what, change) in [
             (
@@ -409,5 +404,26 @@ mod tests {
         ] {
             assert!(with(&change).is_err(), "{what}");
         }
+    }
+
+    #[test]
+    fn a_click_that_was_answered_has_a_record() {
+        let [logged, put_away] = [1, 2].map(|ms| ClickId::new(at(ms)));
+        let mut judge = Judge::default();
+        judge.has_record(logged);
+        judge.has_record(put_away);
+        let row = Row {
+            position: (String::new(), 0, 0),
+            impression: "a".into(),
+            click: logged.to_string(),
+            verdict: "bot".into(),
+            cell: cell_at(0),
+        };
+        let check = |settled: &[ClickId]| {
+            let settled = settled.iter().map(ClickId::to_string).collect();
+            judge.check_records(std::slice::from_ref(&row), &settled)
+        };
+        assert_eq!(check(&[put_away]), Ok(()));
+        assert!(check(&[]).is_err() && check(&[logged]).is_err());
     }
 }

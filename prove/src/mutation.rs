@@ -73,7 +73,7 @@ pub fn directed(kind: &str) -> Vec<Vec<Fate>> {
         } else if kind.starts_with("spool/aside/") {
             // Clicks are kept aside, and that is written down; then they are sent by hand.
             let waits = Fate { away_ms: TOO_OLD_MS, ..kill(10, Word::Beat) };
-            [waits, cut(kill(4, Word::Tidy)), cut(kill(2, Word::Send))].repeat(3)
+            [waits, cut(kill(8, Word::Tidy)), cut(kill(2, Word::Send))].repeat(3)
         } else if kind.starts_with("spool/") {
             // Clicks are answered from the spool, and some of them only; its files become full.
             vec![cut(kill(20, Word::Tidy)); 8]
@@ -133,4 +133,22 @@ fn fate(fault: Fault, power_cut: Option<Cut>, rng: &mut StdRng) -> Fate {
         away_ms: *[0, 70_000, 70_000, 4_200_000].choose(rng).unwrap_or(&0),
         ..Fate::QUIET
     }
+}
+
+#[test]
+fn a_file_that_is_renamed_is_one_file() {
+    assert_eq!(same_file("spool/log/ after nothing"), ["spool/log/"]);
+    let tree = "runner/claims/keyspaces/*";
+    let both = [format!("{tree}/.*"), format!("{tree}/current")];
+    assert_eq!(same_file(&format!("{tree}/.* after write")), both);
+    assert_eq!(same_file(&format!("{tree}/current after nothing")), [both[1].clone(), both[0].clone()]);
+}
+
+#[test]
+fn attempts_that_are_made_for_a_kind_come_before_those_of_all() {
+    let kind = "runner/.claims.aside/keyspaces/*/ after create *";
+    let faults = |number| attempt(kind, number, 1).iter().map(|fate| fate.fault).collect::<Vec<_>>();
+    assert!((0..3).all(|number| faults(number) == [Fault::AfterSyncOf(CLAIMS_NAMED)]));
+    assert_eq!(faults(3)[..2], [Fault::AfterSync(1, 1), Fault::AfterSync(1, 2)]);
+    assert_eq!(attempt("log/ after make folder", 0, 1).len() as u64, LIVES[0], "none is made for it");
 }

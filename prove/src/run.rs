@@ -78,10 +78,7 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
     // before. No life is shorter than a step.
     let fates: Vec<Fate> = match kind {
         Kind::Lives(fates) => fates.clone(),
-        Kind::All => (1..=steps).map(|life| Fate::draw(&mut stream(seed, Draw::Fate, life, 0), steps / 4)).collect(),
-        Kind::PowerCuts => {
-            (1..=steps).map(|life| Fate::draw_power_cut(&mut stream(seed, Draw::Fate, life, 0), steps / 6)).collect()
-        }
+        _ => (1..=steps).map(|life| fate_of(kind, seed, life)).collect(),
     };
     let change_at = rng.random_bool(0.6).then(|| rng.random_range(1..steps));
     let goes_back = |fate: &Fate| fate.clock_ms < 0 || fate.leap.is_some_and(|(_, ms)| ms < 0);
@@ -125,6 +122,15 @@ enum Draw {
     Cut,
     Damage,
     StartsWithoutResults,
+}
+
+/// The fate of a life that is not planned, by its number, from 1 on.
+fn fate_of(kind: &Kind, seed: u64, life: i64) -> Fate {
+    let (mut rng, steps) = (stream(seed, Draw::Fate, life, 0), OVER_MS / STEP_MS);
+    match kind {
+        Kind::PowerCuts => Fate::draw_power_cut(&mut rng, steps / 6),
+        _ => Fate::draw(&mut rng, steps / 4),
+    }
 }
 
 fn stream(seed: u64, what: Draw, life: i64, step: i64) -> StdRng {
@@ -308,4 +314,14 @@ fn ensure_expired(said: &str) -> Result<()> {
 /// A seed that was not used before.
 pub fn new_seed() -> u64 {
     SystemClock.now().get() as u64 % 1_000_000_000
+}
+
+#[test]
+fn the_fate_of_a_life_is_its_seeds_and_its_numbers() {
+    let fates = |seed| Vec::from_iter((1..=60).map(|life| fate_of(&Kind::All, seed, life)));
+    assert_eq!(fates(7), fates(7));
+    assert_ne!(fates(7), fates(8));
+    assert_eq!(fate_of(&Kind::All, 7, 40), fates(7)[39], "whatever was drawn before");
+    let faults = std::collections::BTreeSet::from_iter(fates(7).iter().map(|fate| fate.fault.kind()));
+    assert!(faults.len() > 5, "a stream of its own for each: {faults:?}");
 }
