@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -89,16 +89,19 @@ pub enum Cut {
     Bytes,
     /// All of it but the newest name in each folder.
     AllButNewest,
+    /// The names in new folders. These are there, and empty.
+    InNewFolders,
     /// Of each file and folder the younger part, cut anywhere.
     Younger,
 }
 
 impl Cut {
     pub fn draw(rng: &mut impl Rng) -> Cut {
-        match rng.random_range(0..8) {
+        match rng.random_range(0..9) {
             0..3 => Cut::All,
             3 => Cut::Bytes,
             4 => Cut::AllButNewest,
+            5 => Cut::InNewFolders,
             _ => Cut::Younger,
         }
     }
@@ -119,6 +122,16 @@ impl Cut {
                 let mut at = 0..;
                 loose.retain(|(change, _)| !at.next().is_some_and(|at| is_newest(at, change)));
             }
+            Cut::InNewFolders => {
+                let new = |(change, _): &(Change, u64)| match change {
+                    Change::Create { ino, .. } => Some(*ino),
+                    _ => None,
+                };
+                let new: HashSet<u64> = loose.iter().filter_map(new).collect();
+                loose.retain(|(change, _)| {
+                    !change.is_of_bytes() && change.places().iter().all(|place| new.contains(place))
+                });
+            }
             Cut::Younger => keep_older(loose, rng),
         }
     }
@@ -127,6 +140,7 @@ impl Cut {
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Cut::InNewFolders => "names in new folders gone",
             Cut::All => "all that was loose gone",
             Cut::Bytes => "loose bytes gone",
             Cut::AllButNewest => "all that was loose gone but the newest name of a folder",

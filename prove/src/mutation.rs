@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 const LIVES: [u64; 2] = [14, 7];
 
 /// Which cuts the attempts that are made for a kind, or go through a start, try in turn.
-const CUTS: [Cut; 3] = [Cut::All, Cut::AllButNewest, Cut::Bytes];
+const CUTS: [Cut; 4] = [Cut::All, Cut::AllButNewest, Cut::Bytes, Cut::InNewFolders];
 
 /// The store of claims has its name, and nobody has opened it yet.
 const CLAIMS_NAMED: &str = "runner/ after rename to claims";
@@ -61,6 +61,12 @@ pub fn directed(kind: &str) -> Vec<Vec<Fate>> {
         if kind.starts_with("runner/.claims.aside/") {
             // What opens the store syncs much of it again.
             vec![Fate { fault: Fault::AfterSyncOf(CLAIMS_NAMED), steps: 2, power_cut, ..Fate::QUIET }]
+        } else if kind.starts_with("runner/ after ") {
+            // The log is cut at what the newest checkpoint needs, and an older one or none is there afterwards; or it is there,
+            // and the store of claims is not.
+            let waits = Fate { away_ms: TOO_OLD_MS, ..kill(4, Word::Checkpoint) };
+            let closes = [kill(6, Word::Settle), kill(3, Word::Checkpoint), cut(kill(3, Word::Retain))];
+            [&[kill(10, Word::Settle), waits][..], &closes].concat().repeat(3)
         } else if kind.starts_with("spool/aside/settled/") {
             // What is kept aside of an impression that is billed is not sent but put away, and no other record of it is left
             // when the next start syncs the folder that it was in.
@@ -148,7 +154,7 @@ fn a_file_that_is_renamed_is_one_file() {
 fn attempts_that_are_made_for_a_kind_come_before_those_of_all() {
     let kind = "runner/.claims.aside/keyspaces/*/ after create *";
     let faults = |number| attempt(kind, number, 1).iter().map(|fate| fate.fault).collect::<Vec<_>>();
-    assert!((0..3).all(|number| faults(number) == [Fault::AfterSyncOf(CLAIMS_NAMED)]));
-    assert_eq!(faults(3)[..2], [Fault::AfterSync(1, 1), Fault::AfterSync(1, 2)]);
+    assert!((0..4).all(|number| faults(number) == [Fault::AfterSyncOf(CLAIMS_NAMED)]));
+    assert_eq!(faults(4)[..2], [Fault::AfterSync(1, 1), Fault::AfterSync(1, 2)]);
     assert_eq!(attempt("log/ after make folder", 0, 1).len() as u64, LIVES[0], "none is made for it");
 }

@@ -266,6 +266,7 @@ fn names_and_bytes_reach_the_disk_in_any_order() {
         (Cut::All, vec![("a", "one\n")]),
         (Cut::Bytes, vec![("a", "one\n"), ("b", ""), ("d/", ""), ("d/c", "")]),
         (Cut::AllButNewest, vec![("a", "one\n"), ("d/", "")]),
+        (Cut::InNewFolders, vec![("a", "one\ntwo\n"), ("b", "x\n"), ("d/", "")]),
     ] {
         let world = World::new();
         world.ok("echo one > a; sync a .; echo two >> a; echo x > b; mkdir d; echo y > d/c");
