@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 const LIVES: [u64; 2] = [14, 7];
 
 /// Which cuts the attempts that are made for a kind, or go through a start, try in turn.
-const CUTS: [Cut; 4] = [Cut::All, Cut::AllButNewest, Cut::Bytes, Cut::InNewFolders];
+const CUTS: [Cut; 4] = [Cut::All, Cut::AllButNewest, Cut::Bytes, Cut::LeftOut];
 
 /// The store of claims has its name, and nobody has opened it yet.
 const CLAIMS_NAMED: &str = "runner/ after rename to claims";
@@ -112,7 +112,7 @@ pub fn attempt(kind: &str, number: u64, seed: u64) -> Vec<Fate> {
         return lives;
     }
     for _ in 0..LIVES[1] {
-        let cut = Some(Cut::draw(&mut rng));
+        let cut = Some(if rng.random_bool(0.2) { Cut::LeftOut } else { Cut::draw(&mut rng) });
         let before = Fault::BeforeSync(if rng.random() { rng.random_range(1..3) } else { rng.random_range(1..13) });
         match rng.random_range(0..3) {
             0 if !of_what_was_left => {

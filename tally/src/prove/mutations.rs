@@ -85,7 +85,11 @@ pub async fn all(first: u64, runs: u64, only: &str, setting: &Setting) -> Result
     if missed.is_empty() && wrong.is_empty() {
         return Ok(());
     }
-    bail!("left out and not missed: {}; something else: {}", missed.join(", "), wrong.join(", "))
+    bail!(
+        "left out and not missed: {}; something else: {} (`tally prove --mutate --runs {runs} --seed {first} --deaf KIND` replays one)",
+        missed.join(", "),
+        wrong.join(", ")
+    )
 }
 
 /// The kinds of fsync that are done, and how often.
