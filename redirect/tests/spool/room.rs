@@ -69,8 +69,15 @@ async fn dies_after_a_segment_was_removed() {
     let log = TestLog::before(Arc::new(local)).await;
     let app = start(log.clone(), &settings(&dir)).await;
     for number in 0..5_000 {
-        // All of a hundred wait, and then they are sent.
-        log.mode.send_replace(if number / 100 % 2 == 0 { Mode::Fails } else { Mode::Works });
+        // All of a hundred wait, and then they are sent, before a quick machine has more than the spool has room for.
+        match number % 200 {
+            0 => _ = log.mode.send_replace(Mode::Fails),
+            100 => {
+                log.mode.send_replace(Mode::Works);
+                eventually("the spool is empty", || waiting(&app) == 0).await;
+            }
+            _ => {}
+        }
         let answer = app.get(&click(number)).await;
         assert_eq!(answer.status, 302);
         println!("answered {}", answer.click_id());
