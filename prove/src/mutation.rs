@@ -83,6 +83,10 @@ pub fn directed(kind: &str) -> Vec<Vec<Fate>> {
         } else if kind.starts_with("spool/") {
             // Clicks are answered from the spool, and some of them only; its files become full.
             vec![cut(kill(20, Word::Tidy)); 8]
+        } else if kind.ends_with(NOTHING) {
+            // The first start is killed before it syncs what it made, and the next goes on with that.
+            let killed = Fate { fault: Fault::BeforeSync(1), steps: 2, ..Fate::QUIET };
+            vec![killed, cut(Fate { steps: 8, ..Fate::QUIET })]
         } else {
             Vec::new()
         }
