@@ -138,6 +138,15 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     sync_dir(folder_of(to))
 }
 
+/// Gives a file one more name, and makes that durable. It may have it already: whoever gave it may have died before this.
+pub fn link(file: &Path, name: &Path) -> Result<()> {
+    match fs::hard_link(file, name) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => at("link", file, result)?,
+    }
+    sync_dir(folder_of(name))
+}
+
 /// Removes a file. Not durable before the folder is synced.
 pub fn remove_file(path: &Path) -> Result<()> {
     at("remove", path, fs::remove_file(path))
@@ -182,7 +191,7 @@ pub fn write_aside(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// The same; but which of the two is not certain before the folder is synced.
-pub(crate) fn write_aside_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_aside_unsynced(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = write_temporary(path, bytes)?;
     at("rename", &aside, fs::rename(&aside, path))
 }

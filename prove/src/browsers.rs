@@ -161,6 +161,10 @@ impl Browsers {
                         answer.headers().get("x-click-id").and_then(|id| id.to_str().ok()?.parse::<ClickId>().ok());
                     let Some(id) = id else { return Err(format!("the answer to {path} does not name its click")) };
                     let mut judge = lock(&judge);
+                    // Nobody counts a HEAD; and a prefetch that is refused is answered as one that is taken, but for this.
+                    if request.how != How::Head && !answer.headers().contains_key("retry-after") {
+                        judge.has_record(id);
+                    }
                     if !eligible {
                         judge.ineligible += 1;
                         return Ok(());

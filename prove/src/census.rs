@@ -2,7 +2,6 @@
 
 use crate::damage::Store;
 use crate::fate::POINTS;
-use faults::Point;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -51,8 +50,7 @@ impl Census {
         ];
         let mut missing: Vec<String> =
             counts.into_iter().filter(|(_, times)| *times == 0).map(|(what, _)| what.into()).collect();
-        // Segments of the spool are too large to be full in a run.
-        let must = POINTS.iter().filter(|point| **point != Point::SpoolRemoved).map(|point| point.name());
+        let must = POINTS.iter().map(|point| point.name());
         missing
             .extend(must.filter(|point| !self.passes.contains_key(*point)).map(|point| format!("passes of {point}")));
         missing.extend(

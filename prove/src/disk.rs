@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::Rng;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -74,7 +74,7 @@ impl Change {
 enum Line {
     Change(Change),
     Sync { ino: u64, kind: String },
-    Skipped,
+    Skipped { ino: u64 },
     Failed { ino: u64 },
     Died(String),
     Life,
@@ -89,22 +89,27 @@ pub enum Cut {
     Bytes,
     /// All of it but the newest name in each folder.
     AllButNewest,
+    /// The names in new folders. These are there, and empty.
+    InNewFolders,
     /// Of each file and folder the younger part, cut anywhere.
     Younger,
+    /// What fsyncs that were left out should have kept, and nothing else.
+    LeftOut,
 }
 
 impl Cut {
     pub fn draw(rng: &mut impl Rng) -> Cut {
-        match rng.random_range(0..8) {
+        match rng.random_range(0..9) {
             0..3 => Cut::All,
             3 => Cut::Bytes,
             4 => Cut::AllButNewest,
+            5 => Cut::InNewFolders,
             _ => Cut::Younger,
         }
     }
 
     /// Takes from the changes that are loose those that reached the disk.
-    fn keep(self, loose: &mut Vec<(Change, u64)>, rng: &mut impl Rng) {
+    fn keep(self, loose: &mut Vec<(Change, u64)>, left_out: &HashSet<u64>, rng: &mut impl Rng) {
         match self {
             Cut::All => {}
             Cut::Bytes => loose.retain(|(change, _)| change.is_of_bytes()),
@@ -119,7 +124,18 @@ impl Cut {
                 let mut at = 0..;
                 loose.retain(|(change, _)| !at.next().is_some_and(|at| is_newest(at, change)));
             }
+            Cut::InNewFolders => {
+                let new = |(change, _): &(Change, u64)| match change {
+                    Change::Create { ino, .. } => Some(*ino),
+                    _ => None,
+                };
+                let new: HashSet<u64> = loose.iter().filter_map(new).collect();
+                loose.retain(|(change, _)| {
+                    !change.is_of_bytes() && change.places().iter().all(|place| new.contains(place))
+                });
+            }
             Cut::Younger => keep_older(loose, rng),
+            Cut::LeftOut => loose.retain(|(change, _)| change.places().iter().any(|place| left_out.contains(place))),
         }
     }
 }
@@ -127,10 +143,12 @@ impl Cut {
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Cut::InNewFolders => "names in new folders gone",
             Cut::All => "all that was loose gone",
             Cut::Bytes => "loose bytes gone",
             Cut::AllButNewest => "all that was loose gone but the newest name of a folder",
             Cut::Younger => "the younger part of what was loose gone",
+            Cut::LeftOut => "what fsyncs that were left out should have kept gone",
         })
     }
 }
@@ -212,7 +230,7 @@ impl Disk {
             match line {
                 Line::Change(_) => seen.changes += 1,
                 Line::Sync { kind, .. } => *seen.syncs.entry(kind).or_default() += 1,
-                Line::Skipped => seen.skipped += 1,
+                Line::Skipped { .. } => seen.skipped += 1,
                 Line::Died(what) => seen.died = Some(what),
                 Line::Failed { .. } => {}
                 Line::Life => seen = Seen::default(),
@@ -227,8 +245,14 @@ impl Disk {
     /// # Errors
     /// If the journal cannot be read, or does not fit the folder.
     pub fn cut_power(&self, cut: Cut, rng: &mut impl Rng) -> Result<usize> {
-        let mut loose = loose(self.lines()?);
-        cut.keep(&mut loose, rng);
+        let lines = self.lines()?;
+        let left_out = lines.iter().filter_map(|line| match line {
+            Line::Skipped { ino } => Some(*ino),
+            _ => None,
+        });
+        let left_out: HashSet<u64> = left_out.collect();
+        let mut loose = loose(lines);
+        cut.keep(&mut loose, &left_out, rng);
         let gone = loose.len();
         let mut undo = Undo { disk: self, found: HashMap::new() };
         undo.find()?;
@@ -286,7 +310,7 @@ fn loose(lines: Vec<Line>) -> Vec<(Change, u64)> {
                 let failed: Vec<(Change, [bool; 2])> = failed;
                 lost.extend(failed.into_iter().map(|(change, _)| change));
             }
-            Line::Skipped | Line::Died(_) | Line::Life => {}
+            Line::Skipped { .. } | Line::Died(_) | Line::Life => {}
         }
     }
     lost.extend(loose.into_iter().map(|(change, _)| change));
@@ -484,7 +508,7 @@ fn parse_line(text: &str, bytes: Vec<u8>) -> Result<Line> {
             let (ino, kind) = fields.split_once(' ').context("too short")?;
             Line::Sync { ino: ino.parse()?, kind: kind.into() }
         }
-        "skipped" => Line::Skipped,
+        "skipped" => Line::Skipped { ino: number(words.next())? },
         "failed" => Line::Failed { ino: fields.parse()? },
         "create" | "remove" => {
             let mut words = fields.splitn(3, ' ');

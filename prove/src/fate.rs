@@ -2,6 +2,7 @@
 
 use crate::browsers::AHEAD_MS;
 use crate::disk::Cut;
+use crate::site::Word;
 use faults::Point;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -22,6 +23,8 @@ pub enum Fault {
     SyncFails(u64, &'static str),
     /// It dies so many changes after the n-th fsync of the kind that a mutation is about; with none, before that is done.
     AfterSync(u64, u64),
+    /// It dies one change after the first fsync of this kind.
+    AfterSyncOf(&'static str),
     /// It dies before the n-th fsync of what that kind is of that something was done to.
     BeforeSync(u64),
     /// It stands still for so many milliseconds while requests are under way, and so much time goes by meanwhile.
@@ -44,7 +47,9 @@ impl Fault {
         match self {
             Fault::None => "kill",
             Fault::At(..) => "death at a commit point",
-            Fault::Change(_) | Fault::AfterSync(..) | Fault::BeforeSync(_) => "death at a change",
+            Fault::Change(_) | Fault::AfterSync(..) | Fault::AfterSyncOf(_) | Fault::BeforeSync(_) => {
+                "death at a change"
+            }
             Fault::Full(..) => "disk full",
             Fault::SyncFails(..) => "failed fsync",
             Fault::Stands { .. } => "stand-still",
@@ -68,9 +73,23 @@ pub struct Fate {
     pub leap: Option<(i64, i64)>,
     /// How far the clock of the second redirect is from the log's.
     pub skew_ms: i64,
+    /// What it is told in each step beside the clicks, where that is not drawn.
+    pub word: Option<Word>,
 }
 
 impl Fate {
+    /// A life that meets nothing.
+    pub const QUIET: Fate = Fate {
+        fault: Fault::None,
+        steps: 0,
+        power_cut: None,
+        away_ms: 0,
+        clock_ms: 0,
+        leap: None,
+        skew_ms: AHEAD_MS,
+        word: None,
+    };
+
     /// A fate for a life of at most so many steps. Only points of one machine are passed there.
     pub fn draw(rng: &mut impl Rng, steps_max: i64) -> Fate {
         let fault = match rng.random_range(0..10) {
@@ -101,6 +120,7 @@ impl Fate {
             power_cut: rng.random_bool(0.5).then(|| Cut::draw(rng)),
             away_ms: *[0, 0, 0, 0, 1_000, 60_000, 420_000, 4_200_000].choose(rng).unwrap_or(&0),
             clock_ms: *[0, 0, 0, 0, 0, 0, -2_000, -60_000, 3_600_000].choose(rng).unwrap_or(&0),
+            word: None,
         }
     }
 
@@ -115,7 +135,7 @@ impl Fate {
         };
         let steps = rng.random_range(1..=steps_max.max(1));
         let power_cut = Some(Cut::draw(rng));
-        Fate { fault, steps, power_cut, away_ms: 0, clock_ms: 0, leap: None, skew_ms: AHEAD_MS }
+        Fate { fault, steps, power_cut, ..Fate::QUIET }
     }
 }
 
@@ -166,10 +186,14 @@ impl fmt::Display for Fate {
             Fault::SyncFails(n, "") => write!(f, "fsync {n} fails")?,
             Fault::SyncFails(n, of) => write!(f, "fsync {n} in {of} fails")?,
             Fault::AfterSync(n, more) => write!(f, "death {more} changes after fsync {n} of the kind")?,
+            Fault::AfterSyncOf(kind) => write!(f, "death one change after fsync of {kind}")?,
             Fault::BeforeSync(n) => write!(f, "death before fsync {n} of what the kind is of")?,
             Fault::Stands { ms, passes_ms } => write!(f, "{ms} ms of standing still, {passes_ms} ms by the clock")?,
         }
         write!(f, " within {} steps", self.steps)?;
+        if let Some(word) = self.word {
+            write!(f, ", told to {word} in each")?;
+        }
         if let Some(cut) = self.power_cut {
             write!(f, ", power cut, {cut}")?;
         }

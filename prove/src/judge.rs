@@ -3,7 +3,7 @@
 use crate::matching::Matching;
 use crate::tables::Row;
 use click::{ClickId, Millis, Minute};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Where a click is counted: minute, ad, campaign, publisher, country, device.
 pub type Cell = (Minute, String, String, String, String, String);
@@ -90,6 +90,8 @@ impl Impression {
 #[derive(Debug, Clone, Default)]
 pub struct Judge {
     impressions: HashMap<String, Impression>,
+    /// Every click that an answer named, whether or not it may be billed.
+    named: Vec<ClickId>,
     /// Clicks that must not be billed whatever happens, for the message.
     pub ineligible: u64,
 }
@@ -112,6 +114,11 @@ impl Judge {
     /// The same of a redirect whose clock is the log's. Its id tells its minute.
     pub fn answered(&mut self, impression: &str, click: ClickId, dimensions: &[String; 5]) {
         self.answered_at(impression, click, Times::of(click.at(), 0, click.at()), dimensions, false);
+    }
+
+    /// A click that was answered has a record for ever, be it billed or not.
+    pub fn has_record(&mut self, click: ClickId) {
+        self.named.push(click);
     }
 
     /// The rules change: records from the position on which the last closing ended are judged by the new ones, and these do
@@ -236,6 +243,19 @@ impl Judge {
             self.impressions.iter().find(|(name, known)| !known.must.is_empty() && !billed.contains_key(&***name));
         match missed {
             Some((name, known)) => Err(format!("no row of impression {name} is billed: {known:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Every click that was answered is in a row of the log, or was kept aside and put away, as those are in `settled`.
+    ///
+    /// # Errors
+    /// The first of which there is no record.
+    pub fn check_records(&self, rows: &[Row], settled: &BTreeSet<String>) -> Result<(), String> {
+        let recorded: HashSet<&str> =
+            rows.iter().map(|row| &*row.click).chain(settled.iter().map(|id| &**id)).collect();
+        match self.named.iter().find(|click| !recorded.contains(&*click.to_string())) {
+            Some(click) => Err(format!("click {click} was answered, and there is no record of it")),
             None => Ok(()),
         }
     }
@@ -384,5 +404,26 @@ mod tests {
         ] {
             assert!(with(&change).is_err(), "{what}");
         }
+    }
+
+    #[test]
+    fn a_click_that_was_answered_has_a_record() {
+        let [logged, put_away] = [1, 2].map(|ms| ClickId::new(at(ms)));
+        let mut judge = Judge::default();
+        judge.has_record(logged);
+        judge.has_record(put_away);
+        let row = Row {
+            position: (String::new(), 0, 0),
+            impression: "a".into(),
+            click: logged.to_string(),
+            verdict: "bot".into(),
+            cell: cell_at(0),
+        };
+        let check = |settled: &[ClickId]| {
+            let settled = settled.iter().map(ClickId::to_string).collect();
+            judge.check_records(std::slice::from_ref(&row), &settled)
+        };
+        assert_eq!(check(&[put_away]), Ok(()));
+        assert!(check(&[]).is_err() && check(&[logged]).is_err());
     }
 }

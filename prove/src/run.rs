@@ -74,11 +74,11 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
     let mut rng = StdRng::seed_from_u64(seed);
     let signed = rng.random_bool(0.4);
     let steps = OVER_MS / STEP_MS;
-    // All of them before anything happens: how long something takes changes none. No life is shorter than a step.
+    // Each of its own stream, and all before anything happens: how long something takes changes none, nor how many lives came
+    // before. No life is shorter than a step.
     let fates: Vec<Fate> = match kind {
         Kind::Lives(fates) => fates.clone(),
-        Kind::All => (0..steps).map(|_| Fate::draw(&mut rng, steps / 4)).collect(),
-        Kind::PowerCuts => (0..steps).map(|_| Fate::draw_power_cut(&mut rng, steps / 6)).collect(),
+        _ => (1..=steps).map(|life| fate_of(kind, seed, life)).collect(),
     };
     let change_at = rng.random_bool(0.6).then(|| rng.random_range(1..steps));
     let goes_back = |fate: &Fate| fate.clock_ms < 0 || fate.leap.is_some_and(|(_, ms)| ms < 0);
@@ -94,13 +94,13 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
         now: Millis::new(T0),
         latest: Millis::new(T0),
         goes_back: fates.iter().any(goes_back),
-        life: QUIET,
+        life: Fate::QUIET,
         finality: Finality::default(),
         change_at,
         again: false,
         expires: *kind == Kind::All,
         // With few steps, more happens in each of them.
-        idle: if matches!(kind, Kind::Lives(_)) { 14 } else { 40 },
+        idle: if matches!(kind, Kind::Lives(_)) { 16 } else { 42 },
         done: Done { signed, ..Done::default() },
     };
     match run.all(kind, fates).await {
@@ -112,19 +112,31 @@ pub async fn run(seed: u64, kind: &Kind, setting: &Setting, catalog: &redirect::
     }
 }
 
-/// A life that meets nothing.
-const QUIET: Fate =
-    Fate { fault: Fault::None, steps: 0, power_cut: None, away_ms: 0, clock_ms: 0, leap: None, skew_ms: AHEAD_MS };
-
 /// What something random is drawn for: each has numbers of its own, by seed, life and step, so that one that is drawn or not
 /// changes no other.
 #[derive(Debug, Clone, Copy)]
 enum Draw {
+    Fate,
     Words,
     StandsStill,
     Cut,
     Damage,
     StartsWithoutResults,
+}
+
+/// The fate of a life that is not planned, by its number, from 1 on.
+fn fate_of(kind: &Kind, seed: u64, life: i64) -> Fate {
+    let (mut rng, steps) = (stream(seed, Draw::Fate, life, 0), OVER_MS / STEP_MS);
+    match kind {
+        Kind::PowerCuts => Fate::draw_power_cut(&mut rng, steps / 6),
+        _ => Fate::draw(&mut rng, steps / 4),
+    }
+}
+
+fn stream(seed: u64, what: Draw, life: i64, step: i64) -> StdRng {
+    let place = (life as u64) << 40 | (step as u64) << 8 | what as u64;
+    // The upper bits of a seed are free: seeds are counted from small numbers on.
+    StdRng::seed_from_u64(seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 struct Run<'a> {
@@ -150,7 +162,7 @@ struct Run<'a> {
     again: bool,
     /// Whether result topics expire.
     expires: bool,
-    /// Of so many steps 12 have a word beside the clicks.
+    /// Of so many steps 14 have a word beside the clicks.
     idle: u32,
     done: Done,
 }
@@ -162,7 +174,7 @@ impl Run<'_> {
         let mut step = 0;
         while step < steps {
             let Some(fate) = fates.next() else { break };
-            let mut told = fate.to_string();
+            let mut told = format!("life {}: {fate}", self.done.lives + 1);
             self.count(&fate);
             let changes = !self.browsers.changed && self.change_at.is_some_and(|at| step >= at);
             if let Some(mut site) = self.start(fate, changes).await? {
@@ -187,7 +199,7 @@ impl Run<'_> {
                 self.end(fate, &mut told)?;
             }
             self.done.fates.push(told);
-            let deaf = self.setting.mutation.as_ref().is_some_and(|mutation| mutation.deaf);
+            let deaf = self.setting.mutation.as_ref().is_some_and(|mutation| !mutation.deaf.is_empty());
             if deaf && matches!(kind, Kind::Lives(_)) && self.done.idle > IDLE_MAX {
                 break;
             }
@@ -205,9 +217,7 @@ impl Run<'_> {
     }
 
     fn rng(&self, what: Draw, step: i64) -> StdRng {
-        let place = (self.done.lives as u64) << 40 | (step as u64) << 8 | what as u64;
-        // The upper bits of a seed are free: seeds are counted from small numbers on.
-        StdRng::seed_from_u64(self.seed ^ place.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        stream(self.seed, what, self.done.lives as i64, step)
     }
 
     fn count(&mut self, fate: &Fate) {
@@ -263,7 +273,7 @@ impl Run<'_> {
         };
         let settled = site.tell(Word::Settle).await?;
         let known = self.browsers.judge().clone();
-        self.life = QUIET;
+        self.life = Fate::QUIET;
         let checked = match settled {
             Outcome::Done => self.look(&site, &known).await.map(|_| ()),
             Outcome::Failed(why) => ensure_expired(&why),
@@ -304,4 +314,14 @@ fn ensure_expired(said: &str) -> Result<()> {
 /// A seed that was not used before.
 pub fn new_seed() -> u64 {
     SystemClock.now().get() as u64 % 1_000_000_000
+}
+
+#[test]
+fn the_fate_of_a_life_is_its_seeds_and_its_numbers() {
+    let fates = |seed| Vec::from_iter((1..=60).map(|life| fate_of(&Kind::All, seed, life)));
+    assert_eq!(fates(7), fates(7));
+    assert_ne!(fates(7), fates(8));
+    assert_eq!(fate_of(&Kind::All, 7, 40), fates(7)[39], "whatever was drawn before");
+    let faults = std::collections::BTreeSet::from_iter(fates(7).iter().map(|fate| fate.fault.kind()));
+    assert!(faults.len() > 5, "a stream of its own for each: {faults:?}");
 }

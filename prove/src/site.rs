@@ -4,8 +4,8 @@
 //! and of its reports. Then it takes one word a line and answers `ok`, or `error` with the reason: `clock MS` sets the time,
 //! `beat` sends heartbeats where they are due, `settle` brings everything that is in the log to rest in the reports,
 //! `checkpoint` makes a checkpoint, `retain` removes what is past the retention, `expire` removes what can be removed of the
-//! result topics whoever still needs it, `drain` waits a little until the spool is empty, `send` does what `tally spool send`
-//! does. With `--signed` it has the keys of [`crate::sign`]; with `--again` it deploys also if nothing has changed. `--skew` is
+//! result topics whoever still needs it, `drain` waits a little until the spool is empty, `tidy` writes down what of it was
+//! sent and removes what it does not need any more, `send` does what `tally spool send` does. With `--signed` it has the keys of [`crate::sign`]; with `--again` it deploys also if nothing has changed. `--skew` is
 //! how far the clock of its second redirect is from the others'.
 
 use crate::browsers::Redirects;
@@ -50,8 +50,8 @@ pub struct Setting {
 #[derive(Debug, Clone)]
 pub struct Mutation {
     pub kind: String,
-    /// Whether it is left out.
-    pub deaf: bool,
+    /// Kinds that are left out: this one, others with it, or none.
+    pub deaf: Vec<String>,
 }
 
 /// A word for the process.
@@ -65,6 +65,7 @@ pub enum Word {
     Expire,
     Drain,
     Send,
+    Tidy,
 }
 
 impl fmt::Display for Word {
@@ -78,6 +79,7 @@ impl fmt::Display for Word {
             Word::Expire => f.write_str("expire"),
             Word::Drain => f.write_str("drain"),
             Word::Send => f.write_str("send"),
+            Word::Tidy => f.write_str("tidy"),
         }
     }
 }
@@ -94,6 +96,7 @@ impl std::str::FromStr for Word {
             "expire" => Ok(Word::Expire),
             "drain" => Ok(Word::Drain),
             "send" => Ok(Word::Send),
+            "tidy" => Ok(Word::Tidy),
             _ => {
                 let at = line.strip_prefix("clock ").and_then(|ms| ms.parse().ok());
                 at.map(|at| Word::Clock(Millis::new(at))).ok_or_else(|| format!("{line:?} is no word"))
@@ -154,8 +157,8 @@ impl Site {
         command.args(start.signed.then_some("--signed")).args(start.again.then_some("--again"));
         command.env("LD_PRELOAD", &setting.power).envs(disk.variables()).env("POWER_CUT_NAMES", NAMES);
         let kind = setting.mutation.as_ref().map_or("", |mutation| &mutation.kind);
-        if setting.mutation.as_ref().is_some_and(|mutation| mutation.deaf) {
-            command.env("POWER_CUT_DEAF", kind);
+        if let Some(mutation) = &setting.mutation {
+            command.env("POWER_CUT_DEAF", mutation.deaf.join("\n"));
         }
         match start.fault {
             Fault::None | Fault::Stands { .. } => &mut command,
@@ -164,6 +167,7 @@ impl Site {
             Fault::Full(n, m) => command.env("POWER_CUT_FULL", format!("{n}+{m}")),
             Fault::SyncFails(n, of) => command.env("POWER_CUT_EIO", format!("{n} {of}")),
             Fault::AfterSync(n, more) => command.env("POWER_CUT_DIE_AFTER_SYNC", format!("{n} {more} {kind}")),
+            Fault::AfterSyncOf(kind) => command.env("POWER_CUT_DIE_AFTER_SYNC", format!("1 1 {kind}")),
             Fault::BeforeSync(n) => {
                 let of = kind.split(" after ").next().unwrap_or(kind);
                 command.env("POWER_CUT_DIE_AFTER_SYNC", format!("{n} 0 {of} after something"))

@@ -32,6 +32,24 @@ impl Row {
     }
 }
 
+/// The clicks that a site's spool kept aside, and that were put away when they needed nothing more.
+///
+/// # Errors
+/// If they cannot be read.
+pub fn settled(data: &Path) -> Result<BTreeSet<String>> {
+    let folder = data.join("spool/aside/settled");
+    let mut clicks = BTreeSet::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        for line in std::fs::read_to_string(&path)?.lines() {
+            let json: Value = serde_json::from_str(line).with_context(|| path.display().to_string())?;
+            let click = json["kept"]["event"]["clickId"].as_str();
+            clicks.insert(click.with_context(|| format!("{} has no click", path.display()))?.to_string());
+        }
+    }
+    Ok(clicks)
+}
+
 /// The tables of a site, below its data folder.
 pub struct Tables(PathBuf);
 

@@ -161,6 +161,15 @@ fn a_process_dies_at_a_change_or_meets_what_a_disk_does() {
 }
 
 #[test]
+fn what_an_fsync_that_was_left_out_should_have_kept_goes_alone() {
+    let world = World::new();
+    world.run("echo one > a; echo two > b; sync a b .; echo more > c", &[("POWER_CUT_DEAF", "b")]);
+    world.cut_with(Cut::LeftOut, 0);
+    let files = world.files();
+    assert_eq!(["a", "b", "c"].map(|name| &*files[name]), ["one\n", "", "more\n"]);
+}
+
+#[test]
 fn deaf_to_one_kind_of_fsync_it_loses_what_that_kept() {
     // One process writes and syncs: what was done before another one came is not known to that.
     let script = "mkdir d; echo one | dd of=d/17.log conv=fsync status=none; sync d .";
@@ -266,6 +275,7 @@ fn names_and_bytes_reach_the_disk_in_any_order() {
         (Cut::All, vec![("a", "one\n")]),
         (Cut::Bytes, vec![("a", "one\n"), ("b", ""), ("d/", ""), ("d/c", "")]),
         (Cut::AllButNewest, vec![("a", "one\n"), ("d/", "")]),
+        (Cut::InNewFolders, vec![("a", "one\ntwo\n"), ("b", "x\n"), ("d/", "")]),
     ] {
         let world = World::new();
         world.ok("echo one > a; sync a .; echo two >> a; echo x > b; mkdir d; echo y > d/c");

@@ -102,6 +102,12 @@ pub enum SpoolError {
     File(#[from] durable::FileError),
     #[error("the spool's disk did not answer within {0:?}")]
     TimedOut(Duration),
+    /// At a start. To go on without them would be to forget them.
+    #[error(
+        "{}: the clicks of partition {partition} from offset {from} to {to} wait there, and the disk gives none of them within {waited:?}",
+        .dir.display()
+    )]
+    Unread { dir: PathBuf, partition: Partition, from: Offset, to: Offset, waited: Duration },
     #[error("the log did not answer within {0:?}")]
     LogTimedOut(Duration),
     #[error("{} is damaged: {what}", .file.display())]
@@ -151,8 +157,9 @@ struct Shared {
     /// By partition.
     queues: Mutex<Vec<Queue>>,
     aside: Aside,
-    /// What the file `sent` says, as far as this process wrote it.
-    sent: Mutex<Vec<Offset>>,
+    /// What the file `sent` says, as far as this process wrote it. Whoever tidies has it until that is done, so that an older
+    /// word is not written over a newer one.
+    sent: tokio::sync::Mutex<Vec<Offset>>,
     /// Somebody put something in, or took something out.
     changed: Notify,
     spooled: AtomicU64,
@@ -242,7 +249,7 @@ impl Spool {
             open: RwLock::new(Ok(open)),
             queues: Mutex::new(queues),
             aside,
-            sent: Mutex::default(),
+            sent: tokio::sync::Mutex::default(),
             changed: Notify::new(),
             spooled: AtomicU64::new(0),
             sent_again: AtomicU64::new(0),
@@ -399,13 +406,18 @@ impl Spool {
     }
 
     /// Writes down up to where everything was sent, and removes the segments that lie before it, by their offsets: no clock
-    /// has a say in what may go.
-    async fn tidy(&self) -> Result<(), SpoolError> {
+    /// has a say in what may go. A redirect does it every second; a proof whose time is another says when.
+    ///
+    /// # Errors
+    /// What is not removed stays until the next time.
+    pub async fn tidy(&self) -> Result<(), SpoolError> {
+        let mut sent = self.0.sent.lock().await;
         let Ok(open) = self.current() else { return Ok(()) };
         let next: Vec<Offset> = self.queues().iter().map(Queue::next).collect();
         // With nothing sent since the last look it is written down already.
-        if *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) != next {
+        if *sent != next {
             self.write_sent(&open, &next).await?;
+            sent.clone_from(&next);
         }
         // Dies the process before this, the next one removes them; on the way, the log finishes it when it is opened.
         if open.log.retain_from(TOPIC, &Offsets::from_iter((0..).zip(next))).await? > 0 {
@@ -414,16 +426,17 @@ impl Spool {
         Ok(())
     }
 
-    /// Dies the process before it is in place, what was acknowledged since the last time is sent once more.
+    /// Dies the process before it is in place, what was acknowledged since the last time is sent once more; and also if the old
+    /// one comes back after a power cut, so that its name is not synced.
     async fn write_sent(&self, open: &Open, next: &[Offset]) -> Result<(), SpoolError> {
         let sent = Sent { log_id: open.topic.log_id, next: next.to_vec() };
         let path = self.0.settings.dir.join(SENT);
         let json = serde_json::to_string(&sent).expect("numbers and an id, which JSON can hold");
-        let written =
-            tokio::task::spawn_blocking(move || durable::write_aside(&path, checked::with_sum(&json).as_bytes())).await;
-        written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??;
-        *self.0.sent.lock().unwrap_or_else(PoisonError::into_inner) = next.to_vec();
-        Ok(())
+        let written = tokio::task::spawn_blocking(move || {
+            durable::write_aside_unsynced(&path, checked::with_sum(&json).as_bytes())
+        })
+        .await;
+        Ok(written.map_err(|panicked| SpoolError::Unusable(panicked.to_string()))??)
     }
 }
 

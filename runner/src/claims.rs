@@ -402,7 +402,8 @@ fn open_store(path: &Path, settings: &ClaimsSettings) -> Result<Database, Claims
 }
 
 /// Makes a store, as a whole or not at all. fjall alone, when the process dies while it makes one, leaves a folder that it can
-/// neither open nor make anew.
+/// neither open nor make anew. The names of its trees are not synced here: whoever opens it does so, and without them it is as
+/// empty as with them.
 fn make(path: &Path, settings: &ClaimsSettings) -> Result<(), ClaimsError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let aside = path.with_file_name(format!(".{name}.aside"));
@@ -417,7 +418,6 @@ fn make(path: &Path, settings: &ClaimsSettings) -> Result<(), ClaimsError> {
     store.keyspace("meta", KeyspaceCreateOptions::default).map_err(error)?;
     store.persist(PersistMode::SyncAll).map_err(error)?;
     drop(store);
-    sync_names(&aside)?;
     Ok(durable::rename(&aside, path)?)
 }
 

@@ -28,6 +28,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Segments of a proof are small, so that they are sealed and removed in it.
 const SEGMENT_BYTES_MAX: u64 = 64 << 10;
+/// Fewer clicks come to the spool than to the log.
+const SPOOL_SEGMENT_BYTES_MAX: u64 = 8 << 10;
 /// How long the slow redirect waits for its log, in real time.
 const APPEND_WAIT: Duration = Duration::from_millis(50);
 /// Less than the longest that everything is down in a proof: then what waits in the spool is kept aside.
@@ -100,7 +102,11 @@ impl Prove {
             power: site::power()?,
             pipelines: self.pipelines.clone(),
             changed: changed.path().to_path_buf(),
-            mutation: self.deaf.clone().filter(|_| !self.mutate).map(|kind| Mutation { kind, deaf: true }),
+            mutation: self
+                .deaf
+                .clone()
+                .filter(|_| !self.mutate)
+                .map(|kind| Mutation { deaf: vec![kind.clone()], kind }),
         };
         let first = self.seed.unwrap_or_else(run::new_seed);
         match self.mutate {
@@ -189,7 +195,7 @@ async fn one(seed: u64, kind: &Kind, setting: &Setting) -> Result<Done> {
     let path = dir.path().canonicalize()?;
     let disk = Disk::new(&path)?;
     let done = run::run(seed, kind, setting, &catalog, &disk).await;
-    if done.is_err() && setting.mutation.as_ref().is_none_or(|mutation| !mutation.deaf) {
+    if done.is_err() && setting.mutation.as_ref().is_none_or(|mutation| mutation.deaf.is_empty()) {
         let kept = dir.keep();
         return done.with_context(|| format!("its files are in {}", kept.display()));
     }
@@ -230,7 +236,7 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
     let apart: Arc<dyn Clock> = Arc::new(Apart(clock.clone(), args.skew));
     // What its log does not take in time goes to the spool.
     let impatient = redirect::Settings { append_wait: APPEND_WAIT, ..settings.clone() };
-    let spool = machine.spool(&config).await?;
+    let spool = machine.spool(&Config { log_segment_bytes: SPOOL_SEGMENT_BYTES_MAX, ..config.clone() }).await?;
     let services = [
         machine.redirect(machine.log.clone(), clock.clone(), settings.clone(), None),
         machine.redirect(machine.log.clone(), apart, settings.clone(), None),
@@ -267,6 +273,7 @@ async fn serve_all(args: SiteArgs) -> Result<()> {
             Word::Settle => settle(&mut machine).await,
             Word::Checkpoint => machine.runner.checkpoint().await.map_err(anyhow::Error::from),
             Word::Drain => drain(&spool).await,
+            Word::Tidy => spool.tidy().await.map_err(anyhow::Error::from),
             Word::Expire => expire(&machine.log, clock.now()).await,
             Word::Send => {
                 let dir = config.data.join("spool");

@@ -14,7 +14,8 @@ pub struct State {
     dies_after_sync: Option<(u64, u64, String)>,
     /// The n-th fsync of kinds that begin so.
     sync_fails: Option<(u64, String)>,
-    deaf: Option<String>,
+    /// Kinds whose fsyncs are left out.
+    deaf: Vec<String>,
     /// Words of names that tell one file from another, as digits do.
     names: Vec<String>,
     /// One change at a time, so that the journal is in the order of the disk.
@@ -104,7 +105,7 @@ impl State {
             full,
             dies_after_sync,
             sync_fails,
-            deaf: variable("POWER_CUT_DEAF"),
+            deaf: variable("POWER_CUT_DEAF").map_or(Vec::new(), |kinds| kinds.lines().map(String::from).collect()),
             names: variable("POWER_CUT_NAMES").map_or(Vec::new(), |names| names.split(',').map(String::from).collect()),
             now: Mutex::new(Now {
                 journal: Journal::open(&journal),
@@ -151,7 +152,7 @@ impl State {
 
     /// Whether fsyncs of this kind are left out.
     pub fn is_deaf(&self, kind: &str) -> bool {
-        self.deaf.as_ref().is_some_and(|deaf| is_of(kind, deaf))
+        self.deaf.iter().any(|deaf| is_of(kind, deaf))
     }
 
     /// An fsync begins: it may be the one after which the process dies.

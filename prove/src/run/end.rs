@@ -1,12 +1,12 @@
 //! The end of a life, what comes after it, and the end of all of them.
 
 use super::life::answered;
-use super::{Draw, LATENESS_MS, QUIET, Run, SLACK_MS};
+use super::{Draw, LATENESS_MS, Run, SLACK_MS};
 use crate::damage::Damage;
 use crate::fate::{Fate, Fault};
 use crate::judge::Cells;
 use crate::site::{Outcome, Site, StillBorn, Word};
-use crate::tables::{Row, Tables};
+use crate::tables::{self, Row, Tables};
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
 use std::collections::HashMap;
@@ -106,7 +106,7 @@ impl Run<'_> {
     /// Everything arrives, the last minute becomes final, and a start from what is on disk says the same.
     pub(super) async fn finish(&mut self) -> Result<()> {
         // Nothing that was held is held any more: every life of it is over.
-        let mut site = self.start(QUIET, false).await?.context("the last life")?;
+        let mut site = self.start(Fate::QUIET, false).await?.context("the last life")?;
         self.now = self.latest;
         self.drain(&mut site).await?;
         for pause in [0, LATENESS_MS + SLACK_MS + 60_000, LATENESS_MS + SLACK_MS + 60_000, 60_000] {
@@ -126,7 +126,7 @@ impl Run<'_> {
             body["totals"]
         );
         site.kill().await;
-        let mut site = self.start(QUIET, false).await?.context("a start after the last life")?;
+        let mut site = self.start(Fate::QUIET, false).await?.context("a start after the last life")?;
         ensure!(site.tell(Word::Settle).await? == Outcome::Done, "it does not settle after a start");
         let (again, _) = self.reports(&site).cells().await.context("after a start")?;
         ensure!(cells == again, "a start changed final numbers");
@@ -141,6 +141,8 @@ impl Run<'_> {
         let tables = Tables::of(&self.disk.root);
         let rows = tables.raw_clicks()?;
         self.browsers.judge().check_rows(&rows).map_err(anyhow::Error::msg)?;
+        let settled = tables::settled(&self.disk.root)?;
+        self.browsers.judge().check_records(&rows, &settled).map_err(anyhow::Error::msg)?;
         let (corrections, count) = tables.corrections()?;
         let mut closed = tables.closed(click::Minute::from_number(i64::MAX / 60_000))?;
         ensure_sums(&rows, reported, "raw rows")?;

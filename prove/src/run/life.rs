@@ -99,8 +99,10 @@ impl Run<'_> {
             6..9 => Some(Word::Checkpoint),
             9..11 => Some(Word::Retain),
             11 => Some(Word::Send),
+            12..14 => Some(Word::Tidy),
             _ => None,
         };
+        let word = self.life.word.or(word);
         let mut going = match word {
             Some(Word::Send) => self.send_aside(site).await?,
             Some(word) => self.tell(site, word).await?,

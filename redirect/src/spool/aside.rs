@@ -145,7 +145,9 @@ pub fn settled(dir: &Path) -> PathBuf {
     dir.join(ASIDE).join(SETTLED)
 }
 
-/// Puts a file away, all of whose clicks are in the log, or will never have to be.
+/// Puts a file away, all of whose clicks are in the log, or will never have to be. It has its new name, durable, before it
+/// loses the old one: a rename from one folder to another is durable when both are synced, in no order that is promised. The
+/// loss of the old name need not be durable: a file that comes back is gone through again, and its clicks are found.
 ///
 /// # Errors
 /// If it cannot be moved.
@@ -154,6 +156,6 @@ pub fn settle(file: &Path) -> Result<(), durable::FileError> {
         let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no file of a spool");
         return Err(durable::FileError { doing: "settle", path: file.into(), error });
     };
-    durable::rename(file, &dir.join(SETTLED).join(name))?;
-    durable::sync_dir(dir)
+    durable::link(file, &dir.join(SETTLED).join(name))?;
+    durable::remove_file(file)
 }

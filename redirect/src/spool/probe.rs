@@ -1,5 +1,9 @@
 //! Looks at an idle spool's disk. It is needed when the log fails, and a disk that is full, read-only or gone must be known
 //! before that: the first click that finds out is refused.
+//!
+//! It is asked for what the next file of the spool takes, not for the room that `bytes_max` would: what is free now is anybody's,
+//! the log's as well, and promises nothing for later, while a redirect whose disk has room for a minute of clicks is better than
+//! none. When the room is gone each look says so, and each click in the spool is a look.
 
 use super::{Spool, SpoolError};
 use std::path::Path;

@@ -3,9 +3,10 @@
 use super::{Open, SENT_IS_NOT_NEEDED, SpoolError, from};
 use click::{Millis, Offset, Partition};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use tally_log::Log;
+use tally_log::{Consumer, Log, LogError};
 
 /// A first send that says nothing for so long is taken for lost.
 const FIRST_SEND_WAIT: Duration = Duration::from_secs(30);
@@ -61,21 +62,43 @@ impl Queue {
             );
             return Err(SpoolError::Damaged { file: sent, what });
         }
-        let mut at = next.max(held.start);
-        if at >= held.end {
+        let held = next.max(held.start)..held.end;
+        if held.is_empty() {
             return Ok(queue);
         }
-        let mut consumer = open.log.consumer(&open.topic, &from(partition, at)).await?;
+        let mut consumer = open.log.consumer(&open.topic, &from(partition, held.start)).await?;
+        match queue.fill(&mut *consumer, held.clone(), READ_WAIT).await? {
+            at if at < held.end => {
+                Err(SpoolError::Unread { dir: open.dir.clone(), partition, from: at, to: held.end, waited: READ_WAIT })
+            }
+            _ => Ok(queue),
+        }
+    }
+
+    /// Takes what is held up from `consumer`, as far as the answer says: a disk that gives nothing in time ends it. One that
+    /// hangs does so in the middle of a read, which itself waits for ever.
+    async fn fill(
+        &mut self,
+        consumer: &mut dyn Consumer,
+        held: Range<Offset>,
+        wait: Duration,
+    ) -> Result<Offset, LogError> {
+        let mut at = held.start;
         while at < held.end {
-            for record in consumer.poll(READ_MAX, READ_WAIT).await? {
+            let read = tokio::time::timeout(wait, consumer.poll(READ_MAX, wait)).await;
+            let records = read.unwrap_or_else(|_| Ok(Vec::new()))?;
+            if records.is_empty() {
+                break;
+            }
+            for record in records {
                 at = record.offset + 1;
-                queue.bytes += record.value.len() as u64;
+                self.bytes += record.value.len() as u64;
                 let bytes = record.value.len() as u32;
                 let entry = Entry { bytes, at: record.appended_at, first_send: None, attempts: 1 };
-                queue.waiting.insert(record.offset, entry);
+                self.waiting.insert(record.offset, entry);
             }
         }
-        Ok(queue)
+        Ok(at)
     }
 
     pub fn len(&self) -> usize {
@@ -157,6 +180,8 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use click::Offsets;
+    use tally_log::Record;
 
     #[test]
     fn nothing_is_forgotten_while_something_is_on_its_way_in() {
@@ -197,5 +222,50 @@ mod tests {
         assert_eq!(queue.due(9), [due(0, 2), due(1, 2)]);
         queue.tried(0);
         assert_eq!(queue.due(1), [due(0, 3)]);
+    }
+
+    /// A disk that gives so many records, and then nothing: at once, or without an answer.
+    struct Silent {
+        records: i64,
+        hangs: bool,
+    }
+
+    #[async_trait::async_trait]
+    impl Consumer for Silent {
+        async fn poll(&mut self, _: usize, _: Duration) -> Result<Vec<Record>, LogError> {
+            if self.records == 0 && self.hangs {
+                std::future::pending::<()>().await;
+            }
+            let records = 0..std::mem::take(&mut self.records);
+            let record = |offset| Record { partition: 0, offset, appended_at: Millis::new(7), value: "click".into() };
+            Ok(records.map(record).collect())
+        }
+
+        fn next(&self) -> Offsets {
+            Offsets::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_gives_nothing_at_a_start_is_not_waited_for_without_end() {
+        for hangs in [false, true] {
+            let mut queue = Queue::default();
+            let filled = queue.fill(&mut Silent { records: 3, hangs }, 0..5, Duration::from_millis(20)).await;
+            assert_eq!((filled.unwrap(), queue.len(), queue.bytes()), (3, 3, 15), "two are missing, and that is said");
+            let mut queue = Queue::default();
+            let filled = queue.fill(&mut Silent { records: 5, hangs }, 0..5, Duration::from_millis(20)).await;
+            assert_eq!(filled.unwrap(), 5);
+        }
+        let unread = SpoolError::Unread {
+            dir: "data/spool/log".into(),
+            partition: 2,
+            from: 3,
+            to: 5,
+            waited: Duration::from_secs(10),
+        };
+        assert_eq!(
+            unread.to_string(),
+            "data/spool/log: the clicks of partition 2 from offset 3 to 5 wait there, and the disk gives none of them within 10s"
+        );
     }
 }

@@ -1,0 +1,101 @@
+//! Clicks for which there is no room, and those that wait for too long.
+
+use super::*;
+use crate::app::{Mode, eventually};
+use redirect::spool::{SpoolCounters, aside};
+
+#[tokio::test]
+async fn with_log_and_spool_both_unusable_it_says_so_and_was_not_ready_before() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let small = SpoolSettings { bytes_max: 4_000, ..settings(dir.path()) };
+    let app = start(log.clone(), &small).await;
+    log.mode.send_replace(Mode::Fails);
+    let (mut statuses, mut ready) = (Vec::new(), Vec::new());
+    for number in 0..20 {
+        ready.push(app.get("/readyz").await.status);
+        let answer = app.get(&click(number)).await;
+        if answer.status == 503 {
+            assert_eq!(answer.header("retry-after"), Some("1"));
+        }
+        statuses.push(answer.status);
+    }
+    let first_503 = statuses.iter().position(|status| *status == 503).unwrap();
+    assert!(statuses[..first_503].iter().all(|status| *status == 302));
+    assert_eq!(ready[first_503], 503, "{ready:?} {statuses:?}");
+    assert_eq!(ready[0], 200);
+    log.mode.send_replace(Mode::Works);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    assert_eq!(app.get("/readyz").await.status, 200);
+    assert_eq!(attempts(&log).len(), first_503, "what was answered, and nothing else");
+}
+
+#[tokio::test]
+async fn what_is_too_old_is_kept_aside_and_not_sent() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let clock = noon();
+    let spool = open(&settings, clock.clone()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    let old = app.get(&click(1)).await.click_id();
+    clock.set(clock.now().plus(3_600_001));
+    let young = app.get(&click(2)).await.click_id();
+    log.mode.send_replace(Mode::Works);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    let sent: Vec<_> = log.clicks().iter().map(|click| click.click_id.to_string()).collect();
+    assert_eq!(sent, [young]);
+    let kept = aside::list(&settings.dir).unwrap();
+    let [(file, kept)] = &kept[..] else { panic!("{kept:?}") };
+    assert_eq!(kept.iter().map(|kept| kept.event.click_id.to_string()).collect::<Vec<_>>(), [old]);
+    assert_eq!(kept[0].reason, "it waited for longer than 3600s");
+    assert_eq!(app.service.spool().unwrap().aside, 1);
+    let whole = std::fs::read(file).unwrap();
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(file, flipped).unwrap();
+        match aside::list(&settings.dir) {
+            Err(error) => assert!(error.to_string().contains(".jsonl line "), "bit {bit}: {error}"),
+            Ok(list) => assert_eq!(list[0].1, *kept, "bit {bit}"),
+        }
+    }
+    std::fs::write(file, whole).unwrap();
+    assert_eq!(aside::list(&settings.dir).unwrap()[0].1, *kept);
+    aside::settle(file).unwrap();
+    assert_eq!(aside::list(&settings.dir).unwrap(), []);
+}
+
+/// One click waits, and all that come after it, of other partitions, are sent at once: they stay on the disk, but for no more
+/// than what the settings say.
+#[tokio::test]
+async fn a_click_that_waits_does_not_fill_the_disk_with_those_after_it() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = SpoolSettings { bytes_max: 20_000, segment_bytes_max: 4_096, ..settings(dir.path()) };
+    let bytes_max = 2 * settings.bytes_max + 2 * settings.segment_bytes_max;
+    let spool = open(&settings, noon()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool.clone()), ..no_rules() }).await;
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    let value = bytes::Bytes::from(log.click_texts()[0].1.clone());
+    log.mode.send_replace(Mode::Fails);
+    let stuck = spool.append(0, value.clone()).await.unwrap();
+    spool.first_send_ended(stuck, false);
+    let mut refused = None;
+    for _ in 0..1_000 {
+        match spool.append(1, value.clone()).await {
+            Ok(place) => spool.first_send_ended(place, true),
+            Err(error) => refused = Some(error.to_string()),
+        }
+        if refused.is_some() {
+            break;
+        }
+    }
+    let refused = refused.expect("a thousand clicks are ten times what may be there");
+    assert!(refused.starts_with("the spool's files are full: "), "{refused}");
+    let SpoolCounters { records, disk_bytes, .. } = spool.counters();
+    assert!(records == 1 && disk_bytes <= bytes_max, "{records} wait, {disk_bytes} of {bytes_max} bytes");
+    let why = app.service.ready().unwrap_err();
+    assert!(why.starts_with("the spool's files are nearly full: "), "{why}");
+    log.mode.send_replace(Mode::Works);
+    eventually("there is room again", || app.service.ready().is_ok()).await;
+    spool.append(1, value).await.unwrap();
+}
