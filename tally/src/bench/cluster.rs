@@ -1,12 +1,13 @@
 //! `tally bench cluster`: clicks at a fixed rate through redirects that run, and how long they take to the reports.
 //!
-//! Each click has an impression of its own, so what has to be reported is what was answered with a 302. How old the
-//! reports are is read off both curves: a report that says N clicks is as old as the moment when N had been answered.
+//! Each click has an impression of its own, so what has to be reported is what was answered with a 302. How long each click
+//! took is read off both curves: the N-th was answered after the last look at which fewer than N had been, and is reported at
+//! the first look that says N.
 
 use crate::status::say;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use click::{Clock, SystemClock};
+use click::{Clock, Millis, SystemClock};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,15 +46,71 @@ pub struct ClusterBench {
     ad: String,
     #[arg(long, default_value = "cmp_7")]
     campaign: String,
-    /// How long the last clicks may take to the reports
+    /// How long the last clicks may take to the reports, and after that to become final
     #[arg(long, default_value = "2m", value_parser = humantime::parse_duration)]
     wait: Duration,
+    /// Wait until all clicks are final, and compare again; needs a `--wait` of a minute more than allowed lateness and slack
+    #[arg(long = "final")]
+    until_final: bool,
 }
 
 /// Of the rate that is asked for, the part that has to be answered.
 const RATE_LEAST: f64 = 0.99;
 /// How long 99 of 100 clicks may take to the reports.
 const AGE_MAX: Duration = Duration::from_secs(10);
+/// How long the reports have to stay at what was answered: a click that is counted twice may come to them later than the first.
+const STAYS: Duration = Duration::from_secs(10);
+
+/// What the reports say of the clicks of this run.
+struct Reported {
+    clicks: u64,
+    complete_through: Millis,
+}
+
+/// How long clicks took to the reports.
+struct Ages {
+    /// When so many had been answered, of what is not reported yet.
+    answered: VecDeque<(Instant, u64)>,
+    /// The last look before those, or the first click.
+    before: Instant,
+    reported: u64,
+    /// So many clicks took so long at most.
+    took: Vec<(Duration, u64)>,
+}
+
+impl Ages {
+    fn new(began: Instant) -> Ages {
+        Ages { answered: VecDeque::new(), before: began, reported: 0, took: Vec::new() }
+    }
+
+    /// A look at `now`: so many were answered before it, and so many are reported.
+    fn look(&mut self, now: Instant, answered: u64, reported: u64) {
+        self.answered.push_back((now, answered));
+        while let Some(&(at, answered)) = self.answered.front() {
+            let until = answered.min(reported);
+            if until > self.reported {
+                self.took.push((now - self.before, until - self.reported));
+                self.reported = until;
+            }
+            if answered > reported {
+                break;
+            }
+            self.before = at;
+            self.answered.pop_front();
+        }
+    }
+
+    /// The age that `share` of all reported clicks had at most.
+    fn percentile(&mut self, share: f64) -> Duration {
+        self.took.sort_unstable();
+        let mut left = (self.reported as f64 * share).ceil() as u64;
+        let at = self.took.iter().find(|(_, clicks)| {
+            left = left.saturating_sub(*clicks);
+            left == 0
+        });
+        at.map_or(Duration::ZERO, |(age, _)| *age)
+    }
+}
 
 /// What was sent, and what came back.
 #[derive(Default)]
@@ -80,78 +137,79 @@ impl ClusterBench {
         for number in 0..bench.connections {
             senders.spawn(send(bench.clone(), sent.clone(), number, began, run.clone()));
         }
-        let mut ages = Vec::new();
-        let mut curve: VecDeque<(Instant, u64)> = VecDeque::new();
+        let mut ages = Ages::new(began);
         let client = reqwest::Client::builder().timeout(Duration::from_secs(10)).build()?;
         let mut every = tokio::time::interval(ASK_EVERY);
-        let (mut shown, mut ended) = (Instant::now(), None::<Instant>);
+        let mut shown = Instant::now();
+        // When all was sent, and since when all of it is reported.
+        let (mut ended, mut all_since) = (None::<(Instant, Millis)>, None::<Instant>);
         let (reported, sending) = loop {
             every.tick().await;
             while senders.try_join_next().transpose()?.transpose()?.is_some() {}
             let answered = sent.redirected.load(Ordering::Relaxed);
-            curve.push_back((Instant::now(), answered));
             let reported = bench.reported(&client, from.to_string()).await?;
-            // The newest moment at which no more than this had been answered.
-            while curve.get(1).is_some_and(|(_, answered)| *answered <= reported) {
-                curve.pop_front();
-            }
-            let age = curve.front().map_or(Duration::ZERO, |(at, _)| at.elapsed());
-            if ended.is_none() {
-                ages.push(age);
-            }
+            ages.look(Instant::now(), answered, reported.clicks);
             if shown.elapsed() >= Duration::from_secs(10) {
                 shown = Instant::now();
                 let failed = sent.failed.load(Ordering::Relaxed);
                 say(&format!(
-                    "{:>4} s  answered {answered}  reported {reported}  failed {failed}  age {age:.1?}",
-                    began.elapsed().as_secs()
+                    "{:>4} s  answered {answered}  reported {}  failed {failed}  final through {}",
+                    began.elapsed().as_secs(),
+                    reported.clicks,
+                    reported.complete_through,
                 ));
             }
-            if senders.is_empty() {
-                let ended = *ended.get_or_insert_with(Instant::now);
-                if reported >= answered || ended.elapsed() > bench.wait {
-                    break (reported, ended - began);
-                }
+            if !senders.is_empty() {
+                continue;
             }
+            let (ended, last) = *ended.get_or_insert_with(|| (Instant::now(), SystemClock.now()));
+            if reported.clicks != answered {
+                all_since = None;
+                if ended.elapsed() > bench.wait {
+                    break (reported.clicks, ended - began);
+                }
+                continue;
+            }
+            let since = *all_since.get_or_insert_with(Instant::now);
+            let settled = if bench.until_final { reported.complete_through > last } else { since.elapsed() >= STAYS };
+            if settled {
+                break (reported.clicks, ended - began);
+            }
+            ensure!(
+                since.elapsed() <= bench.wait,
+                "final only through {}, after {:?}",
+                reported.complete_through,
+                bench.wait
+            );
         };
         bench.tell(&sent, began, sending, reported, ages).await
     }
 
-    async fn tell(
-        &self,
-        sent: &Sent,
-        began: Instant,
-        sending: Duration,
-        reported: u64,
-        mut ages: Vec<Duration>,
-    ) -> Result<()> {
+    async fn tell(&self, sent: &Sent, began: Instant, sending: Duration, reported: u64, mut ages: Ages) -> Result<()> {
         let answered = sent.redirected.load(Ordering::Relaxed);
         let mut latencies = std::mem::take(&mut *sent.latencies.lock().await);
         latencies.sort_unstable();
-        ages.sort_unstable();
         // Of the time that it really took: clicks that are late are sent all the same.
         let seconds = sending.as_secs_f64();
         let latency = |share: f64| percentile(&latencies, share).map_or(0.0, |us| f64::from(us) / 1000.0);
-        let age = |share: f64| percentile(&ages, share).unwrap_or_default();
+        let (half, longest) = (ages.percentile(0.5), ages.percentile(0.99));
         say(&format!(
             "answered {answered} clicks with a 302, {:.0} a second; failed {}\nanswer p50 {:.1} ms, p99 {:.1} ms, p99.9 {:.1} ms\n\
-             click to report p50 {:.1?}, p99 {:.1?}; all of it {:.0} s after the first click\nreported {reported}",
+             click to report p50 {half:.1?}, p99 {longest:.1?}; done {:.0} s after the first click\nreported {reported}",
             answered as f64 / seconds,
             sent.failed.load(Ordering::Relaxed),
             latency(0.5),
             latency(0.99),
             latency(0.999),
-            age(0.5),
-            age(0.99),
             began.elapsed().as_secs_f64(),
         ));
         ensure!(answered > 0, "no click was answered with a 302");
         if reported != answered {
             bail!("{answered} clicks were answered and {reported} are reported");
         }
-        say("exact");
+        say(if self.until_final { "exact, and final" } else { "exact" });
         let rate = answered as f64 / seconds;
-        let (least, longest) = (f64::from(self.rate) * RATE_LEAST, age(0.99));
+        let least = f64::from(self.rate) * RATE_LEAST;
         ensure!(
             rate >= least && longest < AGE_MAX,
             "not reached: {least:.0} clicks a second, reported within {AGE_MAX:?}"
@@ -160,13 +218,16 @@ impl ClusterBench {
     }
 
     /// Clicks of the ad since `from`, as the reports say.
-    async fn reported(&self, client: &reqwest::Client, from: String) -> Result<u64> {
+    async fn reported(&self, client: &reqwest::Client, from: String) -> Result<Reported> {
         let url = format!("http://{}/api/v1/reports/clicks", self.reporting);
         let to = SystemClock.now().minute().end().plus(60_000).to_string();
         let query = [("from", from), ("to", to), ("ad_id", self.ad.clone())];
         let answer = client.get(&url).query(&query).send().await.with_context(|| url.clone())?;
         let body: serde_json::Value = answer.error_for_status()?.json().await?;
-        body["totals"]["clicks"].as_u64().with_context(|| format!("{url} says no total: {body}"))
+        let clicks = body["totals"]["clicks"].as_u64().with_context(|| format!("{url} says no total: {body}"))?;
+        let through = body["completeThrough"].as_str().and_then(|through| through.parse().ok());
+        let complete_through = through.with_context(|| format!("{url} does not say what is final: {body}"))?;
+        Ok(Reported { clicks, complete_through })
     }
 }
 
@@ -233,4 +294,20 @@ async fn ask(stream: &mut TcpStream, request: &[u8]) -> Result<bool> {
         // Any other answer has a body: its connection is not used again.
         ensure!(head.starts_with(b"HTTP/1.1 302") || length < 12, "not a 302");
     }
+}
+
+#[test]
+fn every_click_counts_for_how_long_it_took() {
+    let began = Instant::now();
+    let at = |seconds| began + Duration::from_secs(seconds);
+    let mut ages = Ages::new(began);
+    ages.look(at(1), 10, 0);
+    ages.look(at(2), 30, 5);
+    // The reports stood still for ten seconds: that is one look, and many clicks.
+    ages.look(at(12), 40, 40);
+    let took = |seconds, clicks| (Duration::from_secs(seconds), clicks);
+    assert_eq!(ages.took, [took(2, 5), took(12, 5), took(11, 20), took(10, 10)]);
+    assert_eq!(ages.percentile(0.1), Duration::from_secs(2));
+    assert_eq!(ages.percentile(0.5), Duration::from_secs(11));
+    assert_eq!(ages.percentile(0.99), Duration::from_secs(12));
 }

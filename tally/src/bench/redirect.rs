@@ -43,6 +43,9 @@ end
 const MEMORY_MAX: u64 = 50_000_000;
 const AD_MAX: u64 = 500;
 const PROGRAM_MAX: u64 = 20_000_000;
+/// What it has to reach in the median of the rounds: a part of nginx's rate, and microseconds.
+const RATIO_LEAST: f64 = 0.5;
+const P99_MAX_US: u64 = 10_000;
 const ADS: u32 = 1_000;
 const MANY_ADS: u32 = 1_000_000;
 
@@ -62,6 +65,9 @@ pub struct RedirectBench {
     /// Folder for the log, removed afterwards [default: a new one under ./data]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// The `tally-redirect` to measure [default: the one beside this program]
+    #[arg(long)]
+    program: Option<PathBuf>,
 }
 
 /// What wrk measured: requests a second, and latencies in microseconds.
@@ -97,19 +103,20 @@ impl RedirectBench {
     fn measure(&self, dir: &Path) -> Result<()> {
         let script = dir.join("clicks.lua");
         std::fs::write(&script, SCRIPT)?;
-        sizes(dir)?;
+        let program = self.program()?;
+        sizes(dir, &program)?;
         if self.rounds == 0 {
             return Ok(());
         }
         let nginx = Server::nginx(dir)?;
-        let redirect = Server::redirect(dir, ADS)?;
+        let redirect = Server::redirect(dir, &program, ADS)?;
         // Both are asked before anything is measured.
         for server in [&nginx, &redirect] {
             self.ask(server, &script, "warm", Duration::from_secs(2))?;
         }
         say(&format!("disk: {:.0} fsyncs/s of {} KiB each, nothing else running", syncs(dir)?, SYNC_BYTES >> 10));
         say("                     requests/s    p50     p99    p99.9   µs of CPU a request");
-        let mut ratios = Vec::new();
+        let (mut ratios, mut p99s) = (Vec::new(), Vec::new());
         for round in 1..=self.rounds {
             let mut rates = Vec::new();
             for server in [&nginx, &redirect] {
@@ -132,15 +139,20 @@ impl RedirectBench {
                 ));
                 ensure!(errors == 0, "{} answered {errors} requests otherwise than it should, or not", server.name);
                 rates.push(rate);
+                if server.name == redirect.name {
+                    p99s.push(p99);
+                }
             }
             if let [nginx, redirect] = rates[..] {
                 ratios.push(redirect / nginx);
             }
         }
         ratios.sort_by(f64::total_cmp);
+        p99s.sort_unstable();
+        let (ratio, p99) = (ratios[ratios.len() / 2], p99s[p99s.len() / 2]);
         say(&format!(
             "tally-redirect answers {:.2} of nginx's rate (median of {}; {:.2} to {:.2})",
-            ratios[ratios.len() / 2],
+            ratio,
             ratios.len(),
             ratios[0],
             ratios[ratios.len() - 1]
@@ -148,7 +160,19 @@ impl RedirectBench {
         let peak = redirect.memory("VmHWM")?;
         say(&format!("memory: {:.1} MB at most in these rounds, with {ADS} ads", peak as f64 / 1e6));
         ensure!(peak <= MEMORY_MAX, "that is more than {} MB", MEMORY_MAX / 1_000_000);
+        ensure!(
+            ratio >= RATIO_LEAST && p99 < P99_MAX_US,
+            "not reached: {RATIO_LEAST} of nginx's rate, and a p99 under {} ms in half of the rounds",
+            P99_MAX_US / 1000
+        );
         Ok(())
+    }
+
+    fn program(&self) -> Result<PathBuf> {
+        let beside = || std::env::current_exe().map(|program| program.with_file_name("tally-redirect"));
+        let program = self.program.clone().map_or_else(beside, Ok)?;
+        ensure!(program.exists(), "{} is not there: `cargo build --release -p redirect` makes it", program.display());
+        Ok(program)
     }
 
     fn ask(&self, server: &Server, script: &Path, round: &str, time: Duration) -> Result<Measured> {
@@ -173,17 +197,17 @@ impl RedirectBench {
 }
 
 /// The program without symbols, and what a large catalog takes.
-fn sizes(dir: &Path) -> Result<()> {
+fn sizes(dir: &Path, program: &Path) -> Result<()> {
     let stripped = dir.join("stripped");
-    let done = Command::new("strip").arg("-o").arg(&stripped).arg(program()?).status();
+    let done = Command::new("strip").arg("-o").arg(&stripped).arg(program).status();
     ensure!(done.context("cannot run strip (Debian: binutils)")?.success(), "strip failed");
     let bytes = std::fs::metadata(&stripped)?.len();
     say(&format!("program: {:.1} MB stripped", bytes as f64 / 1e6));
     ensure!(bytes <= PROGRAM_MAX, "that is more than {} MB", PROGRAM_MAX / 1_000_000);
 
-    let one = Server::redirect(dir, 1)?.memory("VmRSS")?;
+    let one = Server::redirect(dir, program, 1)?.memory("VmRSS")?;
     let begun = Instant::now();
-    let many = Server::redirect(dir, MANY_ADS)?;
+    let many = Server::redirect(dir, program, MANY_ADS)?;
     let took = begun.elapsed().as_secs_f64();
     let each = many.memory("VmRSS")?.saturating_sub(one) / u64::from(MANY_ADS - 1);
     say(&format!("catalog: {MANY_ADS} ads, listening after {took:.1} s; memory of {each} bytes an ad"));
@@ -231,7 +255,7 @@ impl Server {
         Server::start("nginx", address, None, command)
     }
 
-    fn redirect(dir: &Path, ads: u32) -> Result<Server> {
+    fn redirect(dir: &Path, program: &Path, ads: u32) -> Result<Server> {
         let (address, admin) = (free()?, free()?);
         let catalog = dir.join("catalog.csv");
         write_catalog(&catalog, ads)?;
@@ -245,7 +269,7 @@ impl Server {
         );
         let path = dir.join("redirect.toml");
         std::fs::write(&path, config)?;
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(program);
         command.arg("--config").arg(&path);
         Server::start("tally-redirect", address, Some(admin), command)
     }
@@ -316,12 +340,6 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn program() -> Result<PathBuf> {
-    let program = std::env::current_exe()?.with_file_name("tally-redirect");
-    ensure!(program.exists(), "{} is not there: `cargo build --release -p redirect` makes it", program.display());
-    Ok(program)
 }
 
 /// Ads of one campaign, with pages of a common length.
