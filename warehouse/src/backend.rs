@@ -35,6 +35,9 @@ pub struct Claimant {
     pub appended_at: Millis,
     /// The pipeline version that judged it.
     pub version: i64,
+    /// What it counts in.
+    pub minute: Minute,
+    pub dimensions: Dimensions,
 }
 
 /// One step of a closing: rows of one table. Nothing of it can be seen before the commit, which is all or nothing.

@@ -106,9 +106,15 @@ async fn closed(site: &Site) -> World {
 async fn rows_that_come_again_change_nothing_merged_or_not() {
     let Some(site) = site().await else { return };
     let mut world = closed(&site).await;
+    // The day is over too, and has its sums.
+    world.pass(at("12:22:30").plus(12 * 3_600_000)).await;
+    world.load().await;
     let (report, rows, tables) = (world.report(&total()).await, world.by_minute().await, site.dump().await);
     assert_eq!(report.clicks, 4);
-    for table in ["raw_clicks", "quarantine", "click_corrections", "clicks_by_minute", "clicks_by_quarter_hour"] {
+    let counted = ["clicks_by_minute", "clicks_by_quarter_hour", "clicks_by_day"];
+    let corrected = ["click_corrections", "corrections_by_minute", "corrections_by_quarter_hour", "corrections_by_day"];
+    let written: Vec<&str> = ["raw_clicks", "quarantine"].into_iter().chain(counted).chain(corrected).collect();
+    for table in &written {
         // Every insert again, long after its token was forgotten, in one block instead of many.
         site.run(&format!("SYSTEM STOP MERGES db.{table}"));
         let again = format!("INSERT INTO db.{table} SELECT * FROM db.{table} SETTINGS insert_deduplicate = 0");
@@ -119,7 +125,7 @@ async fn rows_that_come_again_change_nothing_merged_or_not() {
     }
     for merged in [false, true] {
         if merged {
-            for table in ["raw_clicks", "quarantine", "click_corrections", "clicks_by_minute"] {
+            for table in &written {
                 site.run(&format!("SYSTEM START MERGES db.{table}"));
                 site.run(&format!("OPTIMIZE TABLE db.{table} FINAL"));
             }
@@ -196,6 +202,20 @@ fn entry(number: u64, kind: EntryKind, digest: &str) -> Entry {
         quarantined: vec![(0, 3)],
         finalized_at: at("12:06:00"),
     }
+}
+
+/// What `entries` rests on where two inserts see at one moment that a number is free.
+#[tokio::test]
+async fn of_two_inserts_with_one_token_the_server_makes_one_also_of_what_is_selected() {
+    let Some(site) = site().await else { return };
+    site.backend().await.unwrap().put_entry(&entry(0, EntryKind::Deployment, "first")).await.unwrap();
+    for writer in ["one", "two"] {
+        site.run(&format!(
+            "INSERT INTO db.closings SELECT * REPLACE (7 AS number, '{writer}' AS writer) FROM db.closings \
+             ORDER BY ALL SETTINGS async_insert = 0, insert_deduplicate = 1, insert_deduplication_token = 'seven'"
+        ));
+    }
+    assert_eq!(site.run("SELECT writer FROM db.closings WHERE number = 7").trim(), "one");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

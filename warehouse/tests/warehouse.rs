@@ -8,7 +8,7 @@ use serde_json::json;
 use std::sync::Arc;
 use tally_log::Log;
 use warehouse::report::{Dimension, Reports};
-use warehouse::{Error, Loader, Settings, Topics, Warehouse};
+use warehouse::{Error, Known, Loader, Settings, Topics, Warehouse};
 use world::*;
 
 on_each_kind! {
@@ -32,6 +32,7 @@ on_each_kind! {
     reports_are_of_one_moment_while_minutes_close,
     append_times_that_go_back_by_the_slack_hold_nothing_up,
     append_times_that_go_back_further_are_named,
+    a_click_is_known_by_its_record_or_its_billed_impression,
 }
 
 async fn a_minute_closes_at_its_time_and_not_before(kind: Kind) {
@@ -229,6 +230,21 @@ async fn what_is_final_never_changes(kind: Kind) {
     world.load().await;
     let status = world.warehouse.status();
     assert_eq!((status.refused, status.replayed), (2 + 3, replayed));
+    // And one that is billed in another group, or in another minute.
+    let billed = rows.iter().find(|row| row.json["verdict"] == "billable").unwrap();
+    for (column, value) in [("device", "tablet"), ("ad_id", "ad_other"), ("timestamp", "2026-04-20T11:59:59")] {
+        let mut other = billed.json.clone();
+        assert_ne!(other[column], value);
+        other[column] = json!(value);
+        world.write_raw(&other).await;
+    }
+    // In another second of its minute it counts for the same.
+    let mut same = billed.json.clone();
+    same["timestamp"] = json!("2026-04-20T12:00:09");
+    world.write_raw(&same).await;
+    world.load().await;
+    let status = world.warehouse.status();
+    assert_eq!((status.refused, status.replayed), (2 + 3 + 3, replayed + 1));
     assert_eq!(world.by_minute().await, before);
     assert!(before.iter().all(|row| !row.3));
 }
@@ -558,4 +574,26 @@ async fn append_times_that_go_back_further_are_named(kind: Kind) {
     let named = "partition 0: offset 2 was appended at 2026-04-20T12:05:59.999Z, and an earlier one at 2026-04-20T12:06:30.000Z";
     assert!(world.waiting().starts_with(named) && world.waiting().contains("30000 ms"), "{}", world.waiting());
     assert_eq!(world.warehouse.status().complete_through, minute("11:54"));
+}
+
+/// What `tally spool send` asks before it adds a click.
+async fn a_click_is_known_by_its_record_or_its_billed_impression(kind: Kind) {
+    let site = temp(kind).await;
+    let mut world = World::new(&site).await;
+    for (click, impression, verdict) in
+        [("c", "imp", "billable"), ("c2", "it's \\ a ? \"2\"", "billable"), ("c3", "imp3", "duplicate")]
+    {
+        world.click(0, at("12:00:12"), at("12:00:12"), "ad_1", verdict).await;
+        let row = &mut world.rows.last_mut().unwrap().json;
+        (row["click_id"], row["impression_id"]) = (json!(click), json!(impression));
+    }
+    let known = async |click, impression| world.warehouse.known(click, impression).await.unwrap();
+    assert_eq!(known("c", "imp").await, Known::Unknown, "nothing is final");
+    world.pass(at("12:07:31")).await;
+    assert_eq!(world.load().await, minute("12:02"));
+    let known = async |click, impression| world.warehouse.known(click, impression).await.unwrap();
+    assert_eq!(known("c", "imp").await, Known::Recorded);
+    assert_eq!(known("c4", "it's \\ a ? \"2\"").await, Known::Billed);
+    assert_eq!(known("c3", "imp4").await, Known::Recorded, "a click that is not billed has a record");
+    assert_eq!(known("c4", "imp3").await, Known::Unknown, "and leaves its impression to others");
 }

@@ -1,5 +1,6 @@
 //! The final raw rows that hold the claim of their impression, for whoever has to make lost claims again.
 
+use super::query::{CLICKED_AT, dimensions, texts};
 use super::server::Server;
 use super::{ClickHouse, time};
 use crate::backend::Claimant;
@@ -19,6 +20,8 @@ struct ClaimantRow {
     offset: i64,
     appended_ms: i64,
     version: i64,
+    clicked_ms: i64,
+    texts: Vec<String>,
 }
 
 /// Where the reading goes on.
@@ -83,16 +86,21 @@ pub(super) async fn claimants(
     let (start, end) = (offsets.start, offsets.end);
     let appended = from.map_or(String::new(), |from| format!("AND appended_at >= {}", time(from)));
     let statement = format!(
-        "SELECT ifNull(impression_id, '') AS impression_id, offset, toUnixTimestamp64Milli(appended_at) AS appended_ms, version \
-         FROM raw_clicks FINAL WHERE log_id = ? AND partition = {partition} AND offset >= {start} AND offset < {end} {appended} \
-         AND verdict IN ('billable', 'late') AND closing NOT IN (SELECT number FROM abandoned_closings) ORDER BY offset"
+        "SELECT ifNull(impression_id, '') AS impression_id, offset, toUnixTimestamp64Milli(appended_at) AS appended_ms, version, \
+         toUnixTimestamp64Milli({CLICKED_AT}) AS clicked_ms, {} AS texts FROM raw_clicks FINAL WHERE log_id = ? AND partition = {partition} AND offset >= {start} AND offset < {end} {appended} \
+         AND verdict IN ('billable', 'late') AND closing NOT IN (SELECT number FROM abandoned_closings) ORDER BY offset",
+        texts()
     );
     let rows = server.rows::<ClaimantRow>(&statement, &[log_id.to_string()]).await?;
-    let claimant = |row: ClaimantRow| Claimant {
-        impression_id: row.impression_id,
-        position: Position { log_id, partition, offset: row.offset },
-        appended_at: Millis::new(row.appended_ms),
-        version: row.version,
+    let claimant = |row: ClaimantRow| {
+        Ok(Claimant {
+            impression_id: row.impression_id,
+            position: Position { log_id, partition, offset: row.offset },
+            appended_at: Millis::new(row.appended_ms),
+            version: row.version,
+            minute: Millis::new(row.clicked_ms).minute(),
+            dimensions: dimensions(row.texts).map_err(|why| server.error(&statement, why))?,
+        })
     };
-    Ok(rows.into_iter().map(claimant).collect())
+    rows.into_iter().map(claimant).collect()
 }

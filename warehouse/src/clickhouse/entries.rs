@@ -1,6 +1,7 @@
 //! The sequence of entries. ClickHouse has no compare-and-set; an entry is put by an insert that the server makes only
 //! if there is none of its number, with a token of the number, so that of two at the same moment it takes one. Then it
-//! is read back whose it is.
+//! is read back whose it is. `ORDER BY ALL` tells the server that what is selected comes in one order, without which some
+//! versions look at no token.
 //!
 //! Either alone would not do: two inserts at one moment both see that there is none, and tokens are forgotten after
 //! some inserts, or when the power goes. An insert that arrives after minutes or years finds the number taken. That two
@@ -122,7 +123,8 @@ pub(super) async fn put(server: &Server, entry: &Entry) -> Result<()> {
         "INSERT INTO closings (number, kind, through, version, finalized_at, log_id, positions, result_positions, \
          digest, totals, quarantined, writer) \
          SELECT {number}, '{kind}', {through}, {version}, {finalized_at}, ?, ?, ?, ?, ?, ?, ? \
-         WHERE (SELECT count() FROM closings WHERE number = {number} AND kind IN {kinds}) = 0"
+         WHERE (SELECT count() FROM closings WHERE number = {number} AND kind IN {kinds}) = 0 \
+         ORDER BY ALL"
     );
     let inserted = server.insert_selected(&insert, &texts, &format!("{number} {kinds}")).await;
     // Also an insert that failed may have been made: who it was is read back in any case.

@@ -319,27 +319,40 @@ pub(super) async fn billable(
     let of_partition = |(partition, end)| format!("(partition = {partition} AND offset < {end})");
     let before: Vec<String> = before.iter().map(of_partition).collect();
     let before = if before.is_empty() { "0".to_string() } else { before.join(" OR ") };
-    let dimensions = Dimensions::NAMES.map(|name| format!("ifNull({name}, '')")).join(", ");
-    // `LEAST(timestamp, appended_at)`, as the pipelines have it.
-    let clicked_at = "least(ifNull(timestamp, appended_at), appended_at)";
     let statement = format!(
-        "SELECT {} AS minute, version, CAST([{dimensions}], 'Array(String)') AS texts, count() AS clicks \
+        "SELECT {} AS minute, version, {} AS texts, count() AS clicks \
          FROM raw_clicks FINAL WHERE verdict = 'billable' AND appended_at >= {} AND appended_at < {} AND {} \
          AND ({before}) AND closing NOT IN (SELECT number FROM abandoned_closings) GROUP BY minute, version, texts",
-        start_ms(1, clicked_at),
+        start_ms(1, CLICKED_AT),
+        texts(),
         time(minutes.start.start()),
         time(appended_before),
-        between(clicked_at, minutes.start, minutes.end),
+        between(CLICKED_AT, minutes.start, minutes.end),
     );
     let rows = server.rows::<BillableRow>(&statement, &[]).await?;
     let billable = |row: BillableRow| {
-        let texts = <[String; 5]>::try_from(row.texts)
-            .map_err(|texts| server.error(&statement, format!("{} dimensions, where there are five", texts.len())))?;
-        let [ad_id, campaign_id, publisher_id, country, device] = texts.map(Arc::from);
-        let dimensions = Dimensions { ad_id, campaign_id, publisher_id, country, device };
+        let dimensions = dimensions(row.texts).map_err(|why| server.error(&statement, why))?;
         let minute = Millis::new(row.minute).minute();
         let clicks = i64::try_from(row.clicks).unwrap_or(i64::MAX);
         Ok(Billable { version: row.version, count: Count { minute, dimensions, clicks } })
     };
     rows.into_iter().map(billable).collect()
+}
+
+/// `LEAST(timestamp, appended_at)`, as the pipelines have it.
+pub(super) const CLICKED_AT: &str = "least(ifNull(timestamp, appended_at), appended_at)";
+
+/// The dimensions of a raw row, as one column that [`dimensions`] takes.
+pub(super) fn texts() -> String {
+    let texts = Dimensions::NAMES.map(|name| format!("ifNull({name}, '')"));
+    format!("CAST([{}], 'Array(String)')", texts.join(", "))
+}
+
+/// # Errors
+/// If it is not as [`texts`] says.
+pub(super) fn dimensions(texts: Vec<String>) -> std::result::Result<Dimensions, String> {
+    let texts = <[String; 5]>::try_from(texts);
+    let texts = texts.map_err(|texts| format!("{} dimensions, where there are five", texts.len()))?;
+    let [ad_id, campaign_id, publisher_id, country, device] = texts.map(Arc::from);
+    Ok(Dimensions { ad_id, campaign_id, publisher_id, country, device })
 }

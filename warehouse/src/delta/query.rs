@@ -195,7 +195,9 @@ pub(super) async fn claimants(
         .and(ident("partition").eq(lit(partition)))
         .and(ident("offset").gt_eq(lit(offsets.start)).and(ident("offset").lt(lit(offsets.end))))
         .and(ident("verdict").eq(lit("billable")).or(ident("verdict").eq(lit("late"))));
-    let columns = vec![ident("impression_id"), ident("offset"), ident("appended_at"), ident("version")];
+    let mut columns = vec![ident("impression_id"), ident("offset"), ident("appended_at"), ident("version")];
+    columns.push(clicked_at());
+    columns.extend(Dimensions::NAMES.map(ident));
     let found = session
         .read_table(raw_clicks)?
         .filter(wanted)?
@@ -210,11 +212,15 @@ pub(super) async fn claimants(
         let offsets = batch.column(1).as_primitive::<Int64Type>();
         let times = batch.column(2).as_primitive::<TimestampMicrosecondType>();
         let versions = batch.column(3).as_primitive::<Int64Type>();
-        rows.extend((0..batch.num_rows()).map(|row| Claimant {
+        let clicked = batch.column(4).as_primitive::<TimestampMicrosecondType>();
+        let dimensions = dimensions(&batch.columns()[5..])?;
+        rows.extend(dimensions.enumerate().map(|(row, dimensions)| Claimant {
             impression_id: impressions.value(row).into(),
             position: Position { log_id, partition, offset: offsets.value(row) },
             appended_at: Millis::new(times.value(row) / 1000),
             version: versions.value(row),
+            minute: Millis::new(clicked.value(row) / 1000).minute(),
+            dimensions,
         }));
     }
     Ok(rows)
@@ -248,8 +254,7 @@ pub(super) async fn billable(
     appended_before: Millis,
     before: &Offsets,
 ) -> PlanResult<Vec<Billable>> {
-    // `LEAST(timestamp, appended_at)`, as the pipelines have it.
-    let clicked_at = least(vec![ident("timestamp"), ident("appended_at")]);
+    let clicked_at = clicked_at();
     let of_partition = |(partition, end)| ident("partition").eq(lit(partition)).and(ident("offset").lt(lit(end)));
     let before = before.iter().map(of_partition).reduce(Expr::or).unwrap_or_else(|| lit(false));
     let wanted = ident("verdict")
@@ -269,27 +274,32 @@ pub(super) async fn billable(
     for batch in counted {
         let minutes = batch.column(0).as_primitive::<TimestampMicrosecondType>();
         let versions = batch.column(1).as_primitive::<Int64Type>();
-        let texts = (2..7)
-            .map(|index| cast(batch.column(index), &DataType::Utf8))
-            .collect::<arrow::error::Result<Vec<ArrayRef>>>()?;
+        let dimensions = dimensions(&batch.columns()[2..7])?;
         let clicks = batch.column(7).as_primitive::<Int64Type>();
-        for row in 0..batch.num_rows() {
-            let text = |column: usize| -> Arc<str> {
-                let texts = texts[column].as_string::<i32>();
-                // NULL is the empty text here too, as it is where rows come in.
-                if texts.is_null(row) { "".into() } else { texts.value(row).into() }
-            };
-            let dimensions = Dimensions {
-                ad_id: text(0),
-                campaign_id: text(1),
-                publisher_id: text(2),
-                country: text(3),
-                device: text(4),
-            };
+        for (row, dimensions) in dimensions.enumerate() {
             let minute = Millis::new(minutes.value(row) / 1000).minute();
             let count = Count { minute, dimensions, clicks: clicks.value(row) };
             rows.push(Billable { version: versions.value(row), count });
         }
     }
     Ok(rows)
+}
+
+/// `LEAST(timestamp, appended_at)`, as the pipelines have it.
+fn clicked_at() -> Expr {
+    least(vec![ident("timestamp"), ident("appended_at")])
+}
+
+/// The dimensions of raw rows, of their five columns. NULL is the empty text here too, as it is where rows come in.
+fn dimensions(columns: &[ArrayRef]) -> PlanResult<impl Iterator<Item = Dimensions>> {
+    let texts: Vec<ArrayRef> =
+        columns.iter().map(|column| cast(column, &DataType::Utf8)).collect::<arrow::error::Result<_>>()?;
+    let rows = columns.first().map_or(0, |column| column.len());
+    Ok((0..rows).map(move |row| {
+        let text = |column: usize| -> Arc<str> {
+            let texts = texts[column].as_string::<i32>();
+            if texts.is_null(row) { "".into() } else { texts.value(row).into() }
+        };
+        Dimensions { ad_id: text(0), campaign_id: text(1), publisher_id: text(2), country: text(3), device: text(4) }
+    }))
 }

@@ -1,20 +1,35 @@
 //! Raw rows that come again after they became final: they say the same, or are refused.
 
 use super::{Loader, Run};
+use crate::backend::Claimant;
 use crate::error::Result;
-use click::{Offset, Partition};
-use std::collections::HashSet;
+use click::{Dimensions, Minute, Offset, Partition};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 
 /// Offsets whose claims are asked for at once. Rows that come again come in a row: one answer serves many of them.
 const OFFSETS: Offset = 1 << 16;
 
-/// A row whose position is in the warehouse, and whether it says that its click claims the impression.
+/// A row whose position is in the warehouse.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Again {
     pub partition: Partition,
     pub offset: Offset,
-    pub claims: bool,
+    /// What it counts in, if it says that its click claims the impression and so is billed.
+    pub counts: Option<Counts>,
+}
+
+/// A digest of a minute and dimensions: of many thousand final rows, little more than this is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts(u64);
+
+impl Counts {
+    pub fn new(minute: Minute, dimensions: &Dimensions) -> Counts {
+        let mut hasher = DefaultHasher::new();
+        (minute, dimensions).hash(&mut hasher);
+        Counts(hasher.finish())
+    }
 }
 
 /// The offsets of one span whose clicks claim their impressions, as it is final.
@@ -22,16 +37,16 @@ pub(super) struct Again {
 pub(super) struct FinalClaims {
     partition: Partition,
     offsets: Range<Offset>,
-    claims: HashSet<Offset>,
+    claims: HashMap<Offset, Counts>,
 }
 
 impl Loader {
-    /// Counts rows that came again. Whether a click claims its impression, and so is billed, is what can differ: all else
-    /// is copied from the log by position.
+    /// Counts rows that came again. Whether a click claims its impression, and so is billed, and what it counts in, is what
+    /// money depends on: a row that says otherwise than the final one is refused.
     pub(super) async fn take_again(&mut self, rows: &[Again]) -> Result<()> {
         let (mut replayed, mut refused) = (0, Vec::new());
         for row in rows {
-            match self.claims(row.partition, row.offset).await? == row.claims {
+            match self.counts(row.partition, row.offset).await? == row.counts {
                 true => replayed += 1,
                 false => refused.push(row),
             }
@@ -45,19 +60,20 @@ impl Loader {
         Ok(())
     }
 
-    /// Whether the click at a position that is final claims its impression.
-    async fn claims(&mut self, partition: Partition, offset: Offset) -> Result<bool> {
+    /// What the click at a position that is final counts in, if it claims its impression.
+    async fn counts(&mut self, partition: Partition, offset: Offset) -> Result<Option<Counts>> {
         let Run { last, deployment, final_claims, .. } = &mut self.run;
         let known = final_claims.iter().position(|known| known.partition == partition);
         if let Some(known) = known.and_then(|at| final_claims.get(at)).filter(|known| known.offsets.contains(&offset)) {
-            return Ok(known.claims.contains(&offset));
+            return Ok(known.claims.get(&offset).copied());
         }
         let start = offset - offset.rem_euclid(OFFSETS);
         let offsets = start..last.positions.get(partition).min(start + OFFSETS);
         let backend = &self.warehouse.0.backend;
         let found = backend.claimants(deployment.log_id, partition, offsets.clone()).await?;
-        let claims: HashSet<Offset> = found.into_iter().map(|claimant| claimant.position.offset).collect();
-        let claimed = claims.contains(&offset);
+        let of = |row: Claimant| (row.position.offset, Counts::new(row.minute, &row.dimensions));
+        let claims: HashMap<Offset, Counts> = found.into_iter().map(of).collect();
+        let claimed = claims.get(&offset).copied();
         if let Some(known) = known {
             final_claims.swap_remove(known);
         }

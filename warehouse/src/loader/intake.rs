@@ -1,6 +1,6 @@
 //! What a row changes.
 
-use super::again::Again;
+use super::again::{Again, Counts};
 use super::{DIMENSIONS_MAX, EngineMinute, FINAL_MINUTES, Loader, Run, Status};
 use crate::error::Result;
 use crate::live::{Interner, State, add};
@@ -142,16 +142,16 @@ impl Run {
             return None;
         }
         if row.log_offset < self.last.positions.get(row.log_partition) {
-            let claims = match Verdict::of(&row.verdict) {
-                Verdict::Billable | Verdict::Late => true,
-                Verdict::NotBilled => false,
+            let counts = match Verdict::of(&row.verdict) {
+                Verdict::Billable | Verdict::Late => Some(Counts::new(row.minute(), &row.dimensions())),
+                Verdict::NotBilled => None,
                 // It was decided since.
                 Verdict::Undecided => {
                     status.replayed += 1;
                     return None;
                 }
             };
-            return Some(Again { partition: row.log_partition, offset: row.log_offset, claims });
+            return Some(Again { partition: row.log_partition, offset: row.log_offset, counts });
         }
         let minute = row.minute();
         let verdict = match Verdict::of(&row.verdict) {
