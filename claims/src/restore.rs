@@ -130,7 +130,20 @@ impl Claims {
         while drop_some.invoke_async::<_, i64>(&mut self.connection).await? == 1 {}
 
         let mut rebuilt = Rebuilt { next: newest.positions.clone(), ..Rebuilt::default() };
-        self.restore_rows(newest, rows, &mut rebuilt).await?;
+        let before = |row: &Billed| match row.position {
+            Position { log_id, partition, offset }
+                if log_id == newest.log_id && offset >= newest.positions.get(partition) =>
+            {
+                let (version, start) = (newest.version, newest.positions.get(partition));
+                let what = format!(
+                    "a final row at {} is not before version {version}, which starts at offset {start}",
+                    row.position
+                );
+                Err(ClaimsError::Unfit(what))
+            }
+            _ => Ok(()),
+        };
+        self.restore_rows(rows, before, &mut rebuilt).await?;
         let restored = Script::new(&format!("{STORE}{RESTORED}"));
         let mut call = restored.prepare_invoke();
         call.arg(from.get()).arg(newest.log_id.to_string());
@@ -142,10 +155,24 @@ impl Claims {
         Ok(rebuilt)
     }
 
+    /// Restores the claims of final rows alone, also of such that the newest version should have judged and did not, and
+    /// beside what other clicks on their impressions have claimed since: a repair billed them. Answers how many were not there.
+    ///
+    /// # Errors
+    /// If Redis or the source fails. What came before is restored, and it can be run again.
+    pub async fn restore<E>(&mut self, rows: impl Stream<Item = Result<Billed, E>>) -> Result<u64, ClaimsError>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut rebuilt = Rebuilt::default();
+        self.restore_rows(rows, |_| Ok(()), &mut rebuilt).await?;
+        Ok(rebuilt.restored)
+    }
+
     async fn restore_rows<E>(
         &mut self,
-        newest: &Deployment,
         rows: impl Stream<Item = Result<Billed, E>>,
+        check: impl Fn(&Billed) -> Result<(), ClaimsError>,
         rebuilt: &mut Rebuilt,
     ) -> Result<(), ClaimsError>
     where
@@ -158,14 +185,8 @@ impl Claims {
             let chunk = chunk.map_err(|error| error.1)?;
             let mut call = script.prepare_invoke();
             for row in &chunk {
+                check(row)?;
                 let Position { log_id, partition, offset } = row.position;
-                if log_id == newest.log_id && offset >= newest.positions.get(partition) {
-                    let start = newest.positions.get(partition);
-                    return Err(ClaimsError::Unfit(format!(
-                        "a final row at {} is not before version {}, which starts at offset {start}",
-                        row.position, newest.version
-                    )));
-                }
                 let impression = &*row.impression_id;
                 call.arg(impression).arg(bucket(impression)).arg(log_id.to_string()).arg(partition).arg(offset);
                 call.arg(row.appended_at.get()).arg(row.version);

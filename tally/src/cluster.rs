@@ -13,7 +13,7 @@ pub mod config;
 pub mod deploy;
 pub mod load;
 pub(crate) mod reading;
-mod record;
+pub(crate) mod record;
 mod rows;
 pub mod run;
 pub mod topics;

@@ -2,8 +2,12 @@
 //!
 //! The recount is the runner's, with the pipelines that are deployed, claims that it makes anew, and result topics of its
 //! own. What becomes final of it, and how, is the warehouse's: [`warehouse::Warehouse::repair`].
+//!
+//! If the engine was an Arroyo that had skipped a click, it judged the records behind it without what the repair bills. So
+//! Redis gets the claims of what is final now, and then a new version begins: clicks behind the repair are judged anew, on
+//! impressions that it bills too. Dies the command before that, it goes on there when it is run again.
 
-use crate::cluster::reading;
+use crate::cluster::{self, reading};
 use crate::machine::TakenOver;
 use crate::site::{Site, SiteArgs};
 use crate::status::say;
@@ -20,7 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tally_log::local::{LocalLog, Settings as LogSettings};
 use tally_log::{Acknowledgement, Consumer, Log, LogError, Record, Topic};
-use warehouse::{Recount, Repaired, Topics, Warehouse};
+use warehouse::sequence::{Entry, Kind};
+use warehouse::{Deploying, Recount, Repaired, Topics, Warehouse};
 
 /// Minutes that are told one by one.
 const TOLD_MAX: usize = 60;
@@ -56,17 +61,24 @@ pub async fn repair(args: RepairArgs) -> Result<()> {
         Site::Machine(config) => (config.pipelines.clone(), config.lateness(), config.dedup_horizon),
         Site::Cluster(config) => (config.pipelines.clone(), config.lateness(), config.dedup_horizon),
     };
-    let files = PipelineFiles::read(&pipelines.unwrap_or(folder))?;
-    let next = match &site {
-        Site::Machine(_) => "`tally up` goes on from there",
-        Site::Cluster(_) => {
-            "reports tell it when `tally load` runs again; an engine that could not pass goes on from there by `tally deploy --again`"
-        }
-    };
+    let folder = pipelines.unwrap_or(folder);
+    let files = PipelineFiles::read(&folder)?;
     let (log, warehouse) = site.open().await?;
     let horizon_ms = i64::try_from(horizon.as_millis()).context("the dedup horizon")?;
     let with = Pipelines { files, lateness, horizon_ms };
-    let Repaired { entry, clicks } = with.repair(log, &warehouse, minute).await?;
+    let on_arroyo = match &site {
+        Site::Cluster(config) if with.is_arroyos(&warehouse).await? => {
+            let config = cluster::config::Config { pipelines: folder, ..(**config).clone() };
+            let last = warehouse.last().await.context("no pipeline is deployed")?;
+            if last.kind == Kind::Repair && minute < last.through {
+                say(&format!("repair {} of the warehouse ended, and no version began behind it", last.number));
+                return begin_behind(&config, &*log, &last).await;
+            }
+            Some(config)
+        }
+        _ => None,
+    };
+    let Repaired { entry, clicks } = with.repair(log.clone(), &warehouse, minute).await?;
     let total: i64 = clicks.values().sum();
     for (minute, clicks) in clicks.iter().take(TOLD_MAX) {
         say(&format!("{minute}  {clicks} clicks"));
@@ -74,12 +86,29 @@ pub async fn repair(args: RepairArgs) -> Result<()> {
     if clicks.len() > TOLD_MAX {
         say(&format!("and {} minutes more", clicks.len() - TOLD_MAX));
     }
+    let next = match site {
+        Site::Machine(_) => "`tally up` goes on from there",
+        Site::Cluster(_) => "reports tell it when `tally load` runs again",
+    };
     say(&format!(
         "{} minutes before {} are final now, with {total} clicks, as repair {} of the warehouse; {next}",
         clicks.len(),
         entry.through,
         entry.number
     ));
+    match on_arroyo {
+        Some(config) => begin_behind(&config, &*log, &entry).await,
+        None => Ok(()),
+    }
+}
+
+/// Restores claims, and records the same pipelines as a new version, which begins where the repair ended: no row of the engine
+/// that was repaired counts behind it.
+async fn begin_behind(config: &cluster::config::Config, log: &dyn Log, repair: &Entry) -> Result<()> {
+    cluster::claims::restore(config, repair).await?;
+    let how = Deploying { though_unchanged: true, ..Deploying::default() };
+    let (_, deployed) = cluster::record::record(config, log, &Topics::default(), &repair.digest, how).await?;
+    say(&format!("version {} counts from there on: `tally deploy` starts it", deployed.version));
     Ok(())
 }
 
@@ -109,11 +138,22 @@ impl Pipelines {
         Ok(warehouse.repair(&*log, &topics, &recount, &*results).await?)
     }
 
+    /// Whether what is deployed are these pipelines for an Arroyo.
+    async fn is_arroyos(&self, warehouse: &Warehouse) -> Result<bool> {
+        let deployed = warehouse.deployments().await?;
+        let of_arroyo = self.digest_of_arroyo()?;
+        Ok(deployed.last().is_some_and(|deployed| deployed.digest == of_arroyo))
+    }
+
+    fn digest_of_arroyo(&self) -> Result<String> {
+        Ok(deploy::digest(&self.files, &deploy::sources(), self.lateness, self.horizon_ms)?)
+    }
+
     /// Only with its own pipelines it is known what a version says of a record.
     fn check(&self, recount: &Recount) -> Result<()> {
         let Pipelines { files, lateness, horizon_ms } = self;
         let of_runner = runner::digest(files, *lateness, *horizon_ms)?;
-        let of_arroyo = deploy::digest(files, &deploy::sources(), *lateness, *horizon_ms)?;
+        let of_arroyo = self.digest_of_arroyo()?;
         ensure!(
             [of_runner, of_arroyo].contains(&recount.digest),
             "version {} was deployed with other SQL, functions or settings than the folder, this program and the \

@@ -299,6 +299,11 @@ impl Warehouse {
         self.0.sequence.lock().await.as_ref()?.begun.clone()
     }
 
+    /// The last entry that counts. `None` before the first deployment.
+    pub async fn last(&self) -> Option<Entry> {
+        Some(self.0.sequence.lock().await.as_ref()?.last.clone())
+    }
+
     /// The first offsets of the log that the next closing, a restart or a new version still needs: those of the last
     /// entry. `None` before the first deployment. Waits while a closing is written.
     pub async fn needed(&self) -> Option<Needed> {

@@ -6,12 +6,13 @@ use super::run::warehouse;
 use crate::status::say;
 use anyhow::{Context, Result, ensure};
 use claims::{Billed, Claims, Deployment, LogRecord};
-use click::{Offsets, Partition};
+use click::{Millis, Offsets, Partition};
 use futures::stream::{self, Stream, TryStreamExt};
 use pipeline_files::PipelineFiles;
 use runner::ClaimKeys;
 use std::time::{Duration, Instant};
 use tally_log::{Consumer, Log, Record, Topic};
+use warehouse::Claimant;
 use warehouse::clickhouse::ClickHouse;
 use warehouse::sequence::Entry;
 
@@ -51,14 +52,8 @@ pub async fn rebuild(config: &Config) -> Result<()> {
     let start = every_partition(&newest.positions, topic.partitions);
     // A record at or after the start was appended after the last minute that was final then, whichever broker's clock it
     // was: so no claim that can still matter is older than this.
-    let from = newest.through.start().plus(-config.horizon_ms());
-    let tables = ClickHouse::open(&config.clickhouse.server()).await?;
-    let rows = tables.claimants(newest.log_id, &start, from).map_ok(|row| Billed {
-        impression_id: row.impression_id,
-        position: row.position,
-        appended_at: row.appended_at,
-        version: row.version,
-    });
+    let from = since(config, newest);
+    let rows = final_rows(config, newest, &start).await?;
     let consumer = log.consumer(&topic, &start).await.with_context(|| {
         format!("the log from the start of version {}; `tally deploy --again` sets a later one", newest.version)
     })?;
@@ -75,7 +70,7 @@ pub async fn rebuild(config: &Config) -> Result<()> {
     });
     tracing::info!(version = newest.version, log = %topic.log_id, %from, "restoring claims");
     let mut claims = Claims::connect(&config.claims.url).await.context("claims.url")?;
-    let rows = telling("final rows", rows.map_err(anyhow::Error::from));
+    let rows = telling("final rows", rows);
     let records = telling("records of the log", records);
     let rebuilt = claims.rebuild(&deployments, config.horizon_ms(), from, rows, records).await?;
     say(&format!(
@@ -83,6 +78,38 @@ pub async fn rebuild(config: &Config) -> Result<()> {
         rebuilt.restored, rebuilt.rows, rebuilt.claimed, rebuilt.records, newest.version
     ));
     Ok(())
+}
+
+/// Restores the claims of what a repair billed, and of all that was final before it: the engine may have skipped it, and
+/// billed other clicks on its impressions since.
+pub(crate) async fn restore(config: &Config, repair: &Entry) -> Result<()> {
+    let rows = telling("final rows", final_rows(config, repair, &repair.positions).await?);
+    let mut claims = Claims::connect(&config.claims.url).await.context("claims.url")?;
+    let restored = claims.restore(rows).await?;
+    say(&format!("restored {restored} claims of final rows from {} on", since(config, repair)));
+    Ok(())
+}
+
+/// The append time from which on claims still matter to records behind an entry.
+fn since(config: &Config, entry: &Entry) -> Millis {
+    entry.through.start().plus(-config.horizon_ms())
+}
+
+/// Final rows that hold a claim, those before the entry's positions.
+async fn final_rows(
+    config: &Config,
+    entry: &Entry,
+    before: &Offsets,
+) -> Result<impl Stream<Item = Result<Billed>> + use<>> {
+    let tables = ClickHouse::open(&config.clickhouse.server()).await?;
+    let rows = tables.claimants(entry.log_id, before, since(config, entry));
+    let billed = |row: Claimant| Billed {
+        impression_id: row.impression_id,
+        position: row.position,
+        appended_at: row.appended_at,
+        version: row.version,
+    };
+    Ok(rows.map_ok(billed).map_err(anyhow::Error::from))
 }
 
 /// The recorded versions, as the claims want them: with every partition.

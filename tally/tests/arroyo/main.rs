@@ -12,5 +12,6 @@ mod lost;
 #[path = "../../../log/tests/kafka/support.rs"]
 mod operator;
 mod rebuild;
+mod repaired;
 mod site;
 mod versions;

@@ -16,13 +16,13 @@ use warehouse::sequence::{Entry, Kind, ResultPositions};
 
 const PERSON: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0";
 const BOT: &str = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)";
-const HORIZON_MS: i64 = 86_400_000;
+pub const HORIZON_MS: i64 = 86_400_000;
 
 /// A record of the log, and what it claims by the definitions alone; none for one that the engine leaves out.
-struct Record {
-    at: Appended,
-    key: Option<String>,
-    is_decodable: bool,
+pub struct Record {
+    pub at: Appended,
+    pub key: Option<String>,
+    pub is_decodable: bool,
 }
 
 /// Appends a record. Of each impression all are in one partition.
@@ -47,7 +47,7 @@ async fn append(site: &Site, number: usize, impressions: usize) -> Record {
 }
 
 /// An engine that asks `claim_click`, in a process of its own: where the claims are it reads from its environment.
-struct Engine {
+pub struct Engine {
     child: Child,
     asks: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -56,7 +56,7 @@ struct Engine {
 
 impl Engine {
     /// What it says to operators goes to the file.
-    fn start(site: &Site, says: &str) -> Engine {
+    pub fn start(site: &Site, says: &str) -> Engine {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["rebuild::engine", "--exact", "--ignored", "--nocapture"]);
         command.env("CLAIMS_REDIS_URL", site.redis.url()).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -84,7 +84,7 @@ impl Engine {
     }
 
     /// Asks for all records that an engine can decode, in log order.
-    fn ask_all(&mut self, version: i64, records: &[Record]) -> Vec<Option<i64>> {
+    pub fn ask_all(&mut self, version: i64, records: &[Record]) -> Vec<Option<i64>> {
         let mut answers = Vec::new();
         for record in records.iter().filter(|record| record.is_decodable) {
             self.ask(version, record);
@@ -149,27 +149,32 @@ fn rows(site: &Site, records: &[Record], answers: &[Option<i64>]) -> Vec<RawRow>
     decodable.zip(answers).map(row).collect()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn claims_that_redis_lost_are_there_again() {
-    let Some(site) = Site::start("http://127.0.0.1:1").await else { return };
-    site.tally(&["claims", "rebuild"]).refused("no pipeline was deployed yet, so there is nothing to rebuild");
+/// The deployment of the site's pipelines on an Arroyo, at the beginning of the log.
+pub fn first_entry(site: &Site, lateness: Lateness) -> Entry {
     let files = runner::PipelineFiles::read(&site.path().join("pipelines")).unwrap();
-    let digest = deploy::digest(&files, &deploy::sources(), Lateness::DEFAULT, HORIZON_MS).unwrap();
+    let digest = deploy::digest(&files, &deploy::sources(), lateness, HORIZON_MS).unwrap();
     let now = click::Clock::now(&click::SystemClock);
-    let beginning = Offsets::beginning(PARTITIONS);
-    let first = Entry {
+    Entry {
         number: 0,
         kind: Kind::Deployment,
         through: now.plus(-600_000).minute(),
         log_id: site.clicks.log_id,
-        positions: beginning.clone(),
+        positions: Offsets::beginning(PARTITIONS),
         result_positions: ResultPositions::default(),
         version: 1,
         digest,
         totals: String::new(),
         quarantined: Vec::new(),
         finalized_at: now,
-    };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_that_redis_lost_are_there_again() {
+    let Some(site) = Site::start("http://127.0.0.1:1").await else { return };
+    site.tally(&["claims", "rebuild"]).refused("no pipeline was deployed yet, so there is nothing to rebuild");
+    let first = first_entry(&site, Lateness::DEFAULT);
+    let beginning = first.positions.clone();
     let told =
         |version, positions: &Offsets| Deployment { version, log_id: site.clicks.log_id, positions: positions.clone() };
     let mut claims = Claims::connect(&site.redis.url()).await.unwrap();

@@ -140,6 +140,12 @@ impl Site {
         self.log.append(topic, partition, None, value.into_bytes().into()).await.unwrap().await.unwrap()
     }
 
+    /// Runs a statement in the database.
+    pub fn query(&self, statement: &str) -> String {
+        let statement = statement.replacen("TABLE ", &format!("TABLE {}.", self.database.name), 1);
+        tokio::task::block_in_place(|| self.database.server.query(&statement))
+    }
+
     /// The last entry that counts.
     pub async fn last(&self) -> Entry {
         Sequence::of(self.tables.entries().await.unwrap()).unwrap().last
