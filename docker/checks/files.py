@@ -175,6 +175,7 @@ def dockerfile(compose: Compose, report: Report) -> None:
     rust = cargo["workspace"]["package"]["rust-version"]
     report.expect(f"FROM rust:{rust}" in text, f"Dockerfile: not built with rust {rust}, as Cargo.toml asks")
     report.expect("cargo build --release --locked" in text, "Dockerfile: the build does not say --release --locked")
+    report.expect("cargo build --profile shipped --locked" in text, "Dockerfile: the redirect is not built as shipped")
     last = text[text.rindex("FROM ") :]
     users = re.findall(r"^USER (\S+)", last, re.MULTILINE)
     report.expect(users and users[-1] not in ("root", "0"), "Dockerfile: the last image runs as root")

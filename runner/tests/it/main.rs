@@ -243,6 +243,39 @@ async fn a_damaged_checkpoint_or_lost_claims_stop_it() {
     assert!(error.contains("claims were lost"), "{error}");
 }
 
+/// Where it does not decode, the store's journal ends without a word. A checkpoint says how far claims go.
+#[tokio::test]
+async fn a_journal_of_claims_that_ends_early_stops_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = MemoryLog::new(usize::MAX);
+    let mut runner = open(&log, dir.path(), &files(), vec![start(1, 0)]).await;
+    for round in 0..5 {
+        put(&log, &generate(20 + round, 40, 2));
+        runner.catch_up().await.unwrap();
+    }
+    runner.checkpoint().await.unwrap();
+    drop(runner);
+    let journals = std::fs::read_dir(dir.path().join("claims")).unwrap().map(|entry| entry.unwrap().path());
+    let journals: Vec<_> = journals.filter(|path| path.extension().is_some_and(|name| name == "jnl")).collect();
+    let [journal] = &journals[..] else { panic!("{journals:?}") };
+    let whole = std::fs::read(journal).unwrap();
+    // Behind what was written it is zeros.
+    let length = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    assert!(length > 4_000, "{length}");
+    let sql = files();
+    let opened = async || {
+        let log = Arc::new(log.clone());
+        Runner::open(&sql, vec![start(1, 0)], log, dir.path(), Default::default(), None).await
+    };
+    for at in (0..20).map(|part| length * part / 20).chain([length - 1]) {
+        std::fs::write(journal, &whole[..at]).unwrap();
+        let error = opened().await.err().unwrap_or_else(|| panic!("cut at {at} of {length}")).to_string();
+        assert!(error.contains("claims"), "cut at {at} of {length}: {error}");
+    }
+    std::fs::write(journal, &whole).unwrap();
+    assert!(opened().await.is_ok());
+}
+
 #[test]
 fn a_digest_is_of_what_is_counted() {
     let of = |files: &PipelineFiles, lateness| runner::digest(files, lateness, 86_400_000).unwrap();
