@@ -74,6 +74,9 @@ def carry_out(machine: Machine, given) -> None:
     for name in reversed(order):
         if name in machine.running:
             machine.stop(name)
+    for name in order:
+        if name in compose.ours:
+            logs(machine, name)
 
 
 def clickhouse(machine: Machine, url: str | None) -> bool:
@@ -140,6 +143,18 @@ def measures(machine: Machine) -> None:
         missing = wanted - found
         time.sleep(0.5 if missing else 0)
     machine.report.expect(not missing, f"alerts and dashboard name what no process exports: {sorted(missing)}")
+
+
+def logs(machine: Machine, name: str) -> None:
+    """Every line is JSON that says when, how grave and what."""
+    for line in (machine.folder / f"{name}.log").read_text(errors="replace").splitlines():
+        try:
+            event = json.loads(line)
+            _ = [event[key] for key in ("timestamp", "level", "message")]
+        except (ValueError, KeyError, TypeError):
+            machine.report.expect(False, f"{name}: this log line is no JSON with timestamp, level and message: {line[:1000]}")
+            return
+    machine.report.passed += 1
 
 
 def survives(machine: Machine) -> None:
