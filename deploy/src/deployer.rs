@@ -185,13 +185,7 @@ impl Deployer<'_> {
         found: &[Found],
         wanted: Option<Why>,
     ) -> Result<Continue, DeployError> {
-        if deployment.log_id != topic.log_id {
-            return Err(DeployError::OtherTopic {
-                version: deployment.version,
-                recorded: deployment.log_id.to_string(),
-                found: topic.log_id.to_string(),
-            });
-        }
+        same_topic(deployment, topic)?;
         if deployment.digest != digest {
             return Ok(Continue::No(Why::Changed));
         }
@@ -284,6 +278,18 @@ impl Deployer<'_> {
         }
         Ok(())
     }
+}
+
+/// What a version counts is one life of the topic.
+pub(crate) fn same_topic(deployment: &Deployment, topic: &Topic) -> Result<(), DeployError> {
+    if deployment.log_id == topic.log_id {
+        return Ok(());
+    }
+    Err(DeployError::OtherTopic {
+        version: deployment.version,
+        recorded: deployment.log_id.to_string(),
+        found: topic.log_id.to_string(),
+    })
 }
 
 /// The pipeline of this name. Of several, left by an answer that got lost or by deployments at the same time, the first is

@@ -2,7 +2,7 @@
 
 use crate::arroyo::JobError;
 use crate::cluster::Progress;
-use crate::deployer::{Deployer, Found, doing, kept, millis};
+use crate::deployer::{Deployer, Found, doing, kept, millis, same_topic};
 use crate::error::DeployError;
 use crate::plan::{name_of, stem_of};
 use click::{Millis, Offset, Partition};
@@ -59,6 +59,8 @@ impl Deployer<'_> {
         let topic = self.cluster.topic().await.map_err(doing("looking at topic clicks"))?;
         let version = deployment.version;
         let (mut pipelines, mut problems) = (Vec::new(), Vec::new());
+        // Positions of another life show no lag, whatever waits in this one.
+        problems.extend(same_topic(&deployment, &topic).err().map(|error| error.to_string()));
         let (mut found, others) = self.found(topic.log_id).await?;
         for (file, _) in self.files.iter() {
             let name = name_of(&self.settings.name, stem_of(file)?, version);

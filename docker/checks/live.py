@@ -1,6 +1,7 @@
 """compose.yaml carried out on this machine, with the runner for an engine: started, clicked, measured, stopped."""
 import http.client
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,6 +30,12 @@ REPORT = "/api/v1/reports/clicks?campaign_id=cmp_7&groupBy=ad_id"
 REPORT_SECONDS = 120
 # Kafka's client counts every statistics_every, 5 s.
 METRICS_SECONDS = 60
+# What a metric is named by at its end: a unit, what is counted, or a state that is 1 or 0. Counters end in _total.
+MEASURED = re.compile(
+    r"tally_\w+_(seconds|bytes|records|rows|clicks|minutes|requests|appends_in_flight|partitions_without_leader|up|failed|waiting)"
+)
+# Lines of a start.
+FIRST_LINES = 10
 
 
 def check(compose: Compose, given, report: Report) -> None:
@@ -74,6 +81,9 @@ def carry_out(machine: Machine, given) -> None:
     for name in reversed(order):
         if name in machine.running:
             machine.stop(name)
+    for name in order:
+        if name in compose.ours:
+            logs(machine, name)
 
 
 def clickhouse(machine: Machine, url: str | None) -> bool:
@@ -130,16 +140,39 @@ def measures(machine: Machine) -> None:
     quiet = Report(required=False)
     expressions = monitoring.alerts(compose, quiet) + monitoring.dashboards(compose, None, quiet)
     wanted = {metric for _, expression in expressions for metric in monitoring.metrics(expression) if metric.startswith("tally_")}
+    found: set[str] = set()
+    types: dict[str, str] = {}
     missing, until = wanted, time.monotonic() + METRICS_SECONDS
     while missing and time.monotonic() < until:
-        found: set[str] = set()
         for target in monitoring.targets(compose):
             if target in machine.moved and target.split(":")[0] in machine.running:
                 _, _, page = get(machine.moved[target], "/metrics")
                 found.update(line.split("{")[0].split(" ")[0] for line in page.splitlines() if not line.startswith("#"))
+                types.update(re.findall(r"^# TYPE (tally_\w+) (\w+)$", page, re.MULTILINE))
         missing = wanted - found
         time.sleep(0.5 if missing else 0)
     machine.report.expect(not missing, f"alerts and dashboard name what no process exports: {sorted(missing)}")
+    for name, kind in types.items():
+        named = f"{name}_total" in found if kind == "counter" else MEASURED.fullmatch(name)
+        machine.report.expect(named, f"the name of {kind} {name} does not end with what it measures or counts")
+
+
+def logs(machine: Machine, name: str) -> None:
+    """Every line is JSON that says when, how grave and what; and what can be lost is said at the start."""
+    lines, events = (machine.folder / f"{name}.log").read_text(errors="replace").splitlines(), []
+    for line in lines:
+        try:
+            event = json.loads(line)
+            events.append(tuple(event[key] for key in ("timestamp", "level", "message")))
+        except (ValueError, KeyError, TypeError):
+            machine.report.expect(False, f"{name}: this log line is no JSON with timestamp, level and message: {line[:1000]}")
+            return
+    machine.report.passed += 1
+    service = machine.compose.services[name]
+    if service["restart"] != "no" and any(key.endswith("__SINGLE_NODE") for key in service["environment"]):
+        first = events[:FIRST_LINES]
+        said = any(level == "WARN" and message.startswith("single_node: ") for _, level, message in first)
+        machine.report.expect(said, f"{name}: says nothing of single_node at its start, but {first}")
 
 
 def survives(machine: Machine) -> None:

@@ -82,8 +82,10 @@ class Machine:
         """Starts a service after those that it depends on, and waits until it is as far as Compose would wait for."""
         service = self.compose.services[name]
         log = open(self.folder / f"{name}.log", "ab")
+        # What ours say to people is no log line.
+        out = open(self.folder / f"{name}.out", "ab") if name in self.compose.ours else log
         process = subprocess.Popen(
-            self.command(name), env=self.environment(name), cwd=self.compose.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            self.command(name), env=self.environment(name), cwd=self.compose.root, stdin=subprocess.DEVNULL, stdout=out, stderr=log
         )
         self.running[name] = process
         if service.get("restart") == "no":
@@ -150,8 +152,8 @@ class Machine:
             process.wait()
 
     def said(self, name: str) -> str:
-        lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
-        return "\n".join(f"    {line[:1000]}" for line in lines[-20:])
+        lines = [line for path in sorted(self.folder.glob(f"{name}.*")) for line in path.read_text(errors="replace").splitlines()[-20:]]
+        return "\n".join(f"    {line[:1000]}" for line in lines)
 
 
 def local(here: str):

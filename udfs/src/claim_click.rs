@@ -1,6 +1,6 @@
 /*
 [dependencies]
-redis = { version = "1", default-features = false, features = ["script", "tokio-comp"] }
+redis = { version = "=1.8.1", default-features = false, features = ["script", "tokio-comp"] }
 tokio = { version = "1", features = ["net", "rt", "sync", "time"] }
 */
 use arroyo_udf_plugin::udf;

@@ -103,6 +103,8 @@ pub struct World {
     pub deployments: Vec<Deployment>,
     pub announced: Vec<i64>,
     pub committed: BTreeMap<String, Offsets>,
+    /// The functions' sources beside each query that came, to be planned, compiled or run.
+    pub uploads: Vec<Vec<String>>,
     /// One that began and did not end.
     pub repair: Option<String>,
     asked: usize,
@@ -197,6 +199,10 @@ impl World {
         let path = uri.path().strip_prefix("/api/v1/").unwrap_or_default();
         let parts: Vec<&str> = path.split('/').collect();
         let shaped = |name: &str| Recorded::of(name).is_shape_of(body);
+        if let Some(udfs) = body["udfs"].as_array() {
+            let source = |udf: &Value| udf["definition"].as_str().unwrap_or_default().to_string();
+            self.uploads.push(udfs.iter().map(source).collect());
+        }
         match (method.as_str(), parts.as_slice()) {
             ("GET", ["ping"]) => recorded("ping"),
             ("GET", ["pipelines"]) => {

@@ -80,7 +80,7 @@ pub async fn running() -> Fake {
     fake
 }
 
-/// One pipeline works, that of the newest version, from its start; everything older is over.
+/// One pipeline works, that of the newest version, from its start; everything older is over. Each came with the functions.
 #[track_caller]
 fn check_end(fake: &Fake, deployment: &Deployment) {
     let world = fake.world();
@@ -103,6 +103,8 @@ fn check_end(fake: &Fake, deployment: &Deployment) {
     let committed: Vec<_> = world.committed[&name].iter().collect();
     let start: Vec<_> = (0..PARTITIONS).map(|partition| (partition, deployment.start.get(partition))).collect();
     assert_eq!(committed, start, "every partition has its start committed, also one without a closing");
+    let sources: Vec<_> = functions().iter().map(|function| function.source.to_string()).collect();
+    assert!(world.uploads.iter().all(|upload| *upload == sources), "every query comes with the functions' sources");
 }
 
 #[tokio::test]

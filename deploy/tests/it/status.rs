@@ -1,8 +1,8 @@
 //! How a deployment says that it is doing.
 
-use super::fake::{Fake, Fault, WRITTEN};
+use super::fake::{Fake, Fault, WRITTEN, log_id};
 use super::{files, functions, running, settings};
-use click::Millis;
+use click::{LogId, Millis};
 use deploy::{Deployer, Status};
 
 /// When the recorded checkpoint was completed, in milliseconds.
@@ -87,4 +87,16 @@ async fn a_partition_that_stands_still_with_records_that_wait_is_a_problem() {
     let problems = silent(WRITTEN + 61_500).await;
     assert_eq!(problems.len(), 4, "{problems:?}");
     assert_eq!(problems[3], "no row has come from partition 3 for 61.5 s, and 7 of its records wait");
+}
+
+/// Rows that go further than the log show no lag.
+#[tokio::test]
+async fn a_topic_made_anew_is_a_problem() {
+    let fake = running().await;
+    fake.world().deployments[0].log_id = LogId::from_bytes([8; 16]);
+    let problems = status(&fake, COMPLETED).await.unwrap().problems;
+    let ids = [LogId::from_bytes([8; 16]), log_id()].map(|id| id.to_string());
+    let expected = format!("topic clicks was made anew: version 1 is of {}, and the topic is {} now.", ids[0], ids[1]);
+    assert!(problems.len() == 1 && problems[0].starts_with(&expected), "{problems:?}");
+    assert!(problems[0].ends_with("`tally topics` says what can be done"), "{problems:?}");
 }

@@ -91,7 +91,9 @@ impl Seen {
     async fn open(&mut self, log: &dyn Log, raw_clicks: &Topic, from: Millis) -> Result<Reading> {
         let (mut start, mut is_whole) = (Offsets::default(), true);
         for partition in 0..raw_clicks.partitions {
-            let first = self.first.get(partition).max(log.held(raw_clicks, partition).await?.start);
+            let (first, held) = (self.first.get(partition), log.held(raw_clicks, partition).await?);
+            // One that was made anew may end before it, and then all that it holds came later.
+            let first = if first > held.end { held.start } else { first.max(held.start) };
             let near = log.offset_at(raw_clicks, partition, from).await?;
             start.set(partition, first.max(near));
             is_whole &= near <= first;
@@ -205,5 +207,9 @@ mod tests {
         let (rows, began) = look(&mut silent).await;
         assert_eq!((rows, began.last()), (vec![], Some(&1)));
         assert_eq!(look(&mut silent).await, (vec![], vec![]));
+        // A topic that ends before a version's beginning was made anew: all of it is looked through.
+        let beyond = Offsets::from_iter([(0, 100)]);
+        assert_eq!(look(&mut Seen::new(1, beyond.clone(), 2)).await, (vec![(1, 91, 0)], vec![4, 4, 4, 0]));
+        assert_eq!(look(&mut Seen::new(2, beyond, 2)).await, (vec![(0, 10, 24), (1, 5, 24)], vec![4]));
     }
 }

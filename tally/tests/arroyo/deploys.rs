@@ -72,6 +72,9 @@ async fn deployments(site: &Site, fake: &Fake, working: &Mutex<()>) {
     ] {
         assert!(query.contains(&filled), "{filled}: {query}");
     }
+    let sources: Vec<_> = deploy::sources().iter().map(|function| function.source.to_string()).collect();
+    let uploads = fake.world().uploads.clone();
+    assert!(uploads.iter().all(|upload| *upload == sources), "every query comes with the functions' sources");
     // Unchanged it is left alone.
     site.tally(&["deploy"]).said("version 1 counts");
     assert_eq!((site.deployments().await.len(), fake.journal().len()), (1, 0));

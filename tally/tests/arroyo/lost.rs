@@ -43,7 +43,7 @@ async fn rows_that_are_lost_stop_the_closings_until_they_are_made_again() {
     let mut oracle = Oracle::default();
     let click = async |oracle: &mut Oracle, impressions: std::ops::Range<i32>| {
         for impression in impressions {
-            oracle.click(&site, impression % 30, ["DE", "US"][impression as usize % 2]).await;
+            oracle.click(&site, impression, ["DE", "US"][impression as usize % 2]).await;
         }
     };
     click(&mut oracle, 0..10).await;
@@ -107,6 +107,28 @@ async fn rows_that_are_lost_stop_the_closings_until_they_are_made_again() {
     assert!(line.contains("`tally deploy --again`"), "{line}");
     assert_eq!(report(&site).await.complete_through, stands);
     site.tally(&["deploy", "--again"]).said("version 3 counts");
+    assert_eq!(all_final(&site).await, oracle.billed(&site, i64::MAX).await);
+
+    // Made anew and left as they are, they end before what is recorded of them.
+    let printed = load.printed().len();
+    load.stop();
+    drop(engine);
+    click(&mut oracle, 25..40).await;
+    for name in ["raw_clicks", "clicks_by_minute"] {
+        remove(&site.settings, name).await;
+        let topics = site.tally(&["topics"]);
+        assert!(topics.out.contains(&format!("created   {name}\n")), "{topics:?}");
+    }
+    let status = site.tally(&["deploy", "--status"]);
+    status.refused("problems");
+    assert!(status.out.contains("no row of version 3 has come from partition 0"), "{status:?}");
+    site.tally(&["deploy", "--again", "--dry-run"]).said("record version 4: unchanged, deployed again");
+    let mut load = site.load();
+    until_tells(&mut load, "tally_load_failed 1.0").await;
+    let line = until_prints(&load, printed, "raw_clicks\\\" partition ").await;
+    assert!(line.contains("or the topic was made anew") && line.contains("`tally deploy --again`"), "{line}");
+    let engine = Engine::start(&fake, &site);
+    site.tally(&["deploy", "--again"]).said("version 4 counts");
     assert_eq!(all_final(&site).await, oracle.billed(&site, i64::MAX).await);
 
     // Keys would go to other partitions from here on.
