@@ -102,6 +102,8 @@ impl Spool {
         let mut failed = None;
         for (due, value) in young {
             let (key, value) = raised(&value, due.attempt);
+            // Dies the process here, the spool still has it, and the next one sends it.
+            faults::at(Point::SpoolReplay);
             match in_time(until, appender.send_again(partition, key.as_ref(), value)).await {
                 Ok(acknowledgement) => sent.push((due, acknowledgement)),
                 Err(error) => {
