@@ -65,6 +65,42 @@ async fn what_is_too_old_is_kept_aside_and_not_sent() {
     assert_eq!(aside::list(&settings.dir).unwrap(), []);
 }
 
+/// Where old clicks would be kept there is no room, for more of them than go at once: those that are young are sent, and the old
+/// ones are neither sent nor gone.
+#[tokio::test]
+async fn clicks_that_cannot_be_kept_aside_hold_back_none_that_can_be_sent() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let clock = noon();
+    let spool = open(&settings, clock.clone()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    let mut old = Vec::new();
+    for _ in 0..70 {
+        old.push(app.get(&click(1)).await.click_id());
+    }
+    let (there, gone) = (settings.dir.join("aside"), dir.path().join("gone"));
+    std::fs::rename(&there, &gone).unwrap();
+    clock.set(clock.now().plus(3_600_001));
+    let young = app.get(&click(1)).await.click_id();
+    log.mode.send_replace(Mode::Works);
+    eventually("only the old ones wait", || waiting(&app) == 70).await;
+    let sent = || log.clicks().iter().map(|click| click.click_id.to_string()).collect::<Vec<_>>();
+    assert_eq!(sent(), [young.as_str()]);
+    // Nor does a process that dies now take them with it.
+    app.kill().await;
+    std::fs::rename(&gone, &there).unwrap();
+    let spool = open(&settings, clock).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    let kept = aside::list(&settings.dir).unwrap().into_iter().flat_map(|(_, kept)| kept);
+    assert_eq!(
+        kept.map(|kept| kept.event.click_id.to_string()).collect::<std::collections::BTreeSet<_>>(),
+        old.into_iter().collect()
+    );
+    assert_eq!(sent().iter().filter(|sent| **sent != young).count(), 0);
+}
+
 /// One click waits, and all that come after it, of other partitions, are sent at once: they stay on the disk, but for no more
 /// than what the settings say.
 #[tokio::test]
