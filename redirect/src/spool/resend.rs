@@ -34,6 +34,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 const READ_WAIT: Duration = Duration::from_secs(10);
 /// How often the spool is tidied, and looked at without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked what is kept aside.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 impl Spool {
     /// Sends for ever; whoever drops this stops it.
@@ -46,6 +48,11 @@ impl Spool {
                 async move { spool.resend_partition(partition, &appender).await }
             }));
         }
+        let spool = self.clone();
+        tasks.spawn(for_ever("counting what is kept aside", move || {
+            let spool = spool.clone();
+            async move { spool.count_aside().await }
+        }));
         tasks.spawn(for_ever("tidying", move || {
             let spool = self.clone();
             async move { spool.tend().await }
@@ -64,6 +71,19 @@ impl Spool {
             if let Err(error) = self.tidy().await {
                 // What is kept too long is sent once more at the next start.
                 tracing::error!(%error, "the spool could not be tidied");
+            }
+        }
+    }
+
+    /// By itself, so that a disk that does not answer holds up nothing else, and is asked once.
+    async fn count_aside(&self) {
+        loop {
+            tokio::time::sleep(COUNT_EVERY).await;
+            let shared = self.0.clone();
+            match tokio::task::spawn_blocking(move || shared.aside.count()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "it is not known what is kept aside"),
+                Err(error) => tracing::warn!(%error, "it is not known what is kept aside"),
             }
         }
     }

@@ -61,8 +61,10 @@ async fn what_is_too_old_is_kept_aside_and_not_sent() {
     }
     std::fs::write(file, whole).unwrap();
     assert_eq!(aside::list(&settings.dir).unwrap()[0].1, *kept);
+    // As `tally spool send` does, another process.
     aside::settle(file).unwrap();
     assert_eq!(aside::list(&settings.dir).unwrap(), []);
+    eventually("none is counted", || app.service.spool().unwrap().aside == 0).await;
 }
 
 /// Where old clicks would be kept there is no room, for more of them than go at once: those that are young are sent, and the old
