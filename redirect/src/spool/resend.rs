@@ -66,8 +66,9 @@ impl Spool {
         let mut probe = Probe::default();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            self.reopen().await;
+            // In this order: what opens again was looked at since it failed.
             self.probe(&mut probe).await;
+            self.reopen().await;
             if let Err(error) = self.tidy().await {
                 // What is kept too long is sent once more at the next start.
                 tracing::error!(%error, "the spool could not be tidied");
