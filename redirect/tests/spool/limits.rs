@@ -67,6 +67,38 @@ async fn what_is_too_old_is_kept_aside_and_not_sent() {
     eventually("none is counted", || app.service.spool().unwrap().aside == 0).await;
 }
 
+/// The log took a click and said that it failed, and the process died. However late it is sent again within the age limit, the log
+/// has it twice, under one click id, of which the pipeline counts one; after that it is not sent, since the claim may be over.
+#[tokio::test]
+async fn a_click_that_had_arrived_is_sent_again_until_the_age_limit_and_not_after_it() {
+    for (waits_ms, sent_again) in [(1_000, true), (360_000, true), (3_600_000, true), (3_600_001, false)] {
+        let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+        let (settings, clock) = (settings(dir.path()), noon());
+        let start = async || {
+            let spool = open(&settings, clock.clone()).await;
+            TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await
+        };
+        let app = start().await;
+        log.mode.send_replace(Mode::Holds);
+        let id = app.get(&click(1)).await.click_id();
+        app.kill().await;
+        log.mode.send_replace(Mode::FailsLater);
+        eventually("the first send has arrived", || log.clicks().len() == 1).await;
+        log.mode.send_replace(Mode::Works);
+        clock.set(clock.now().plus(waits_ms));
+        let app = start().await;
+        eventually("the spool is empty", || waiting(&app) == 0).await;
+        let there: Vec<_> = log.clicks().iter().map(|click| (click.click_id.to_string(), click.attempt)).collect();
+        let kept = aside::list(&settings.dir).unwrap().into_iter().flat_map(|(_, kept)| kept);
+        let kept: Vec<_> = kept.map(|kept| kept.event.click_id.to_string()).collect();
+        let (expected, aside) = match sent_again {
+            true => (vec![(id.clone(), 1), (id, 2)], vec![]),
+            false => (vec![(id.clone(), 1)], vec![id]),
+        };
+        assert_eq!((there, kept), (expected, aside), "after {waits_ms} ms");
+    }
+}
+
 /// Where old clicks would be kept there is no room, for more of them than go at once: those that are young are sent, and the old
 /// ones are neither sent nor gone.
 #[tokio::test]
