@@ -16,6 +16,7 @@ use crate::for_ever::for_ever;
 use bytes::Bytes;
 use click::{Event, ImpressionId, Millis, Partition};
 use faults::Point;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -63,9 +64,10 @@ impl Spool {
 
     /// Looks after what is on the disk.
     async fn tend(&self) {
-        let mut probe = Probe::default();
+        let (mut probe, mut full) = (Probe::default(), BTreeSet::new());
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
+            self.tell_full(&mut full);
             // In this order: what opens again was looked at since it failed.
             self.probe(&mut probe).await;
             self.reopen().await;
@@ -74,6 +76,23 @@ impl Spool {
                 tracing::error!(%error, "the spool could not be tidied");
             }
         }
+    }
+
+    /// Says which partitions have their share of the spool, or have room again, and remembers those that have it.
+    fn tell_full(&self, told: &mut BTreeSet<Partition>) {
+        let full = self.full_partitions();
+        let bytes_max = self.0.settings.share_bytes_max(self.0.topic.partitions);
+        for partition in full.difference(told) {
+            tracing::error!(
+                partition,
+                bytes_max,
+                "the partition fills its share of the spool: past it, its clicks are answered 503"
+            );
+        }
+        for partition in told.difference(&full) {
+            tracing::info!(partition, "the partition has room in the spool again");
+        }
+        *told = full;
     }
 
     /// By itself, so that a disk that does not answer holds up nothing else, and is asked once.

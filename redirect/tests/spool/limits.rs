@@ -2,7 +2,12 @@
 
 use super::*;
 use crate::app::{Mode, eventually};
+use click::Partition;
 use redirect::spool::{SpoolCounters, aside};
+
+fn of(number: usize) -> Partition {
+    tally_log::partitioner::partition_of(format!("imp_{number}").as_bytes(), PARTITIONS)
+}
 
 #[tokio::test]
 async fn with_log_and_spool_both_unusable_it_says_so_and_was_not_ready_before() {
@@ -11,7 +16,9 @@ async fn with_log_and_spool_both_unusable_it_says_so_and_was_not_ready_before() 
     let app = start(log.clone(), &small).await;
     log.mode.send_replace(Mode::Fails);
     let (mut statuses, mut ready) = (Vec::new(), Vec::new());
-    for number in 0..20 {
+    // Of all partitions in turn, so that none has its share before the spool is full.
+    for turn in 0..20 {
+        let number = (100 * turn..).find(|number| of(*number) == turn as Partition % PARTITIONS).unwrap();
         ready.push(app.get("/readyz").await.status);
         let answer = app.get(&click(number)).await;
         if answer.status == 503 {
@@ -65,6 +72,47 @@ async fn what_is_too_old_is_kept_aside_and_not_sent() {
     aside::settle(file).unwrap();
     assert_eq!(aside::list(&settings.dir).unwrap(), []);
     eventually("none is counted", || app.service.spool().unwrap().aside == 0).await;
+}
+
+/// A partition is stuck for so long that it has its share of the spool: its clicks hear 503, those of others are recorded, in the
+/// log or late in the spool, and the redirect is ready.
+#[tokio::test]
+async fn a_partition_that_is_stuck_fills_no_more_than_its_share() {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = SpoolSettings { bytes_max: 20_000, ..settings(dir.path()) };
+    let app = start(log.clone(), &settings).await;
+    let stuck = of(1);
+    let other = (2..).find(|number| of(*number) != stuck).unwrap();
+    log.stuck.send_replace(Some(stuck));
+    let mut answered = Vec::new();
+    let refused = loop {
+        let answer = app.get(&click(1)).await;
+        if answer.status != 302 {
+            break answer;
+        }
+        answered.push(answer.click_id());
+        assert!(answered.len() < 100, "it takes more than its share");
+    };
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")));
+    let SpoolCounters { bytes, partitions_full, .. } = app.service.spool().unwrap();
+    assert!(partitions_full == 1 && bytes > 8_000 && bytes <= 10_000, "{partitions_full} have {bytes} bytes");
+    assert_eq!(app.get("/readyz").await.status, 200);
+    answered.push(app.get(&click(other)).await.click_id());
+    assert_eq!(log.clicks().len(), 1, "it went to the log");
+    log.mode.send_replace(Mode::Fails);
+    for _ in 0..3 {
+        let answer = app.get(&click(other)).await;
+        assert_eq!(answer.status, 302, "late, and in the spool");
+        answered.push(answer.click_id());
+    }
+    assert_eq!(app.get("/readyz").await.status, 200);
+    log.mode.send_replace(Mode::Works);
+    log.stuck.send_replace(None);
+    eventually("the spool is empty", || waiting(&app) == 0).await;
+    assert_eq!(app.service.spool().unwrap().partitions_full, 0);
+    answered.push(app.get(&click(1)).await.click_id());
+    let there: std::collections::BTreeSet<_> = log.clicks().iter().map(|click| click.click_id.to_string()).collect();
+    assert_eq!(there, answered.into_iter().collect(), "what was answered, and nothing else");
 }
 
 /// The log took a click and said that it failed, and the process died. However late it is sent again within the age limit, the log
