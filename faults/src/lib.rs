@@ -51,6 +51,7 @@ points! {
     SegmentCreated "segment.created" "The next segment of the local log is there, and the manifest does not know it.",
     SpoolBefore "spool.before" "A group of clicks is about to be written to the spool.",
     SpoolAfter "spool.after" "A group of clicks is durable in the spool, and nobody was answered.",
+    SpoolReplay "spool.replay" "A spooled click is about to be sent again.",
     SpoolSent "spool.sent" "A spooled click was sent again and acknowledged, and the spool still has it.",
     SpoolRemoved "spool.removed" "A segment of the spool whose clicks are all in the log was removed.",
     KafkaAcknowledged "kafka.acknowledged" "Kafka acknowledged a record, and nobody was told.",

@@ -156,6 +156,7 @@ pub const POINTS: &[Point] = &[
     Point::SegmentCreated,
     Point::SpoolBefore,
     Point::SpoolAfter,
+    Point::SpoolReplay,
     Point::SpoolSent,
     Point::SpoolRemoved,
     Point::ClaimsBefore,

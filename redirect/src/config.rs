@@ -84,18 +84,19 @@ impl Default for Signatures {
 }
 
 impl Signatures {
-    /// The keys, checked against what else decides that a signed impression is billed once.
+    /// The keys, checked against what else decides that a signed impression is billed once: how long a click may wait in the
+    /// spool, and how long an append may take before and after that.
     ///
     /// # Errors
     /// Names the key that cannot be one, never what it is.
-    pub fn keys(&self, spool_age_max: Duration, horizon: Duration) -> Result<Keys> {
+    pub fn keys(&self, spool_age_max: Duration, append: Duration, horizon: Duration) -> Result<Keys> {
         let pairs = self.keys.split_whitespace().enumerate().map(|(at, pair)| {
             let pair =
                 pair.split_once(':').with_context(|| format!("signatures.keys: entry {} is not id:key", at + 1))?;
             Ok((pair.0, pair.1.as_bytes()))
         });
         let keys = Keys::new(pairs.collect::<Result<Vec<_>>>()?, self.longest).context("signatures.keys")?;
-        keys.check_horizon(spool_age_max, horizon).context("signatures.longest")?;
+        keys.check_horizon(spool_age_max, append, horizon).context("signatures.longest")?;
         Ok(keys)
     }
 }
@@ -178,7 +179,12 @@ impl Config {
     /// # Errors
     /// As for [`Signatures::keys`].
     pub fn keys(&self) -> Result<Keys> {
-        self.signatures.keys(self.spool.age_max, self.dedup_horizon)
+        // A click waits for the log before it goes to the spool, and the log may have it long after it was handed over.
+        let delivery = match self.log {
+            Store::Kafka => self.kafka.delivery_timeout,
+            Store::Local { .. } => Duration::ZERO,
+        };
+        self.signatures.keys(self.spool.age_max, self.append_wait.saturating_add(delivery), self.dedup_horizon)
     }
 
     /// How the shared hint is asked for, if there is one.
@@ -206,7 +212,7 @@ mod tests {
 
     #[test]
     fn signatures_are_held_to_the_dedup_horizon_and_not_to_the_hints() {
-        let check = |text: &str, refused: bool| {
+        let check = |text: &str, why: &str| {
             let keys = format!("k1:{}", "x".repeat(32));
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("redirect.toml");
@@ -214,12 +220,36 @@ mod tests {
             let variables = vec![("T_SIGNATURES__KEYS".to_owned(), keys)];
             let checked = serving::config::read::<Config>(Some(&path), "T_", variables).unwrap().keys();
             let error = checked.err().map(|error| format!("{error:#}")).unwrap_or_default();
-            assert_eq!(error.starts_with("signatures.longest: "), refused, "{text}: {error}");
+            let expected = match why {
+                "" => String::new(),
+                why => format!("signatures.longest: {why}: a signed impression could be billed twice"),
+            };
+            assert_eq!(error, expected, "{text}");
         };
-        check("", false);
-        check("[signatures]\nlongest = '48h'\n[seen]\nhorizon = '7days'", true);
-        check("[signatures]\nlongest = '12h'\n[seen]\nhorizon = '1h'", false);
-        check("dedup_horizon = '50h'\n[signatures]\nlongest = '48h'", false);
-        check("dedup_horizon = '49h'\n[signatures]\nlongest = '48h'", true);
+        let refused = |longest: &str, append: &str, horizon: &str| {
+            format!(
+                "signatures may last {longest}, the spool keeps clicks for 3600s (its age_max), an append may take {append} \
+                 (append_wait, and on Kafka delivery_timeout), and with a minute that is more than the dedup horizon of {horizon}"
+            )
+        };
+        check("", "");
+        check("[signatures]\nlongest = '48h'\n[seen]\nhorizon = '7days'", &refused("172800s", "120.05s", "86400s"));
+        check("[signatures]\nlongest = '12h'\n[seen]\nhorizon = '1h'", "");
+        check("dedup_horizon = '50h'\n[signatures]\nlongest = '48h'", "");
+        check("dedup_horizon = '49h'\n[signatures]\nlongest = '48h'", &refused("172800s", "120.05s", "176400s"));
+        // Two hours, a minute, what an append waits, and what Kafka may take for it.
+        let tight = |horizon: &str, log: &str, append_wait: &str, delivery: &str| {
+            format!(
+                "dedup_horizon = '{horizon}'\nappend_wait = '{append_wait}'\nlog = {log}\n[signatures]\nlongest = '1h'\n\
+                 [kafka]\ndelivery_timeout = '{delivery}'"
+            )
+        };
+        let (kafka, local) = ("'kafka'", "{ local = { dir = 'data/log' } }");
+        check(&tight("2h 3m 1s", kafka, "1s", "2m"), "");
+        check(&tight("2h 3m", kafka, "1s", "2m"), &refused("3600s", "121s", "7380s"));
+        check(&tight("2h 3m 1s", kafka, "1s", "2m 1s"), &refused("3600s", "122s", "7381s"));
+        check(&tight("24h", kafka, "1s", "24h"), &refused("3600s", "86401s", "86400s"));
+        check(&tight("2h 1m 1s", local, "1s", "24h"), "");
+        check(&tight("2h 1m", local, "1s", "24h"), &refused("3600s", "1s", "7260s"));
     }
 }

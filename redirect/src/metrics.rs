@@ -48,6 +48,11 @@ pub fn redirect(metrics: &mut Metrics, service: &Service) {
         if let Some(spool) = service.spool() {
             scrape.gauge("tally_spool_clicks", "Clicks that wait in the spool", spool.records as f64)?;
             scrape.gauge("tally_spool_bytes", "Bytes of the clicks that wait in the spool", spool.bytes as f64)?;
+            scrape.gauge(
+                "tally_spool_full_partitions",
+                "Partitions that fill their share of the spool, past which their clicks are answered 503",
+                spool.partitions_full as f64,
+            )?;
             let on_disk = spool.disk_bytes as f64;
             scrape.gauge(
                 "tally_spool_disk_bytes",

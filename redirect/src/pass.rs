@@ -50,7 +50,8 @@ impl Allowed {
         for pair in query.split('&') {
             // What nobody can read is nobody's parameter.
             let Some(name) = name_of(pair).filter(|name| self.allows(name)) else { continue };
-            if own.split('&').any(|pair| name_of(pair).as_deref() == Some(&*name)) {
+            // There are servers that part a query at `;` as well: the page's own key is its own to either kind.
+            if own.split(['&', ';']).any(|pair| name_of(pair).as_deref() == Some(&*name)) {
                 continue;
             }
             let before = added.len();
@@ -101,6 +102,8 @@ mod tests {
         check("https://h/a?b=1", "utm_a=&utm_b", "https://h/a?b=1&utm_a=&utm_b");
         check("https://h/a?gclid=0#f", "gclid=1&utm_a=2", "https://h/a?gclid=0&utm_a=2#f");
         check("https://h/a?%67clid=0", "gclid=1", "https://h/a?%67clid=0");
+        check("https://h/a?b=1;gclid=0", "gclid=1&utm_a=2", "https://h/a?b=1;gclid=0&utm_a=2");
+        check("https://h/a?gclid=0;b=1#f", "gclid=1", "https://h/a?gclid=0;b=1#f");
         check("https://h/a#f", "%67clid=1", "https://h/a?%67clid=1#f");
         check("https://h/a", "gclid=%zz&utm_x=%4", "https://h/a?gclid=%25zz&utm_x=%254");
         check("https://h/a", "", "https://h/a");

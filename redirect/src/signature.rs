@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// Fewest bytes of a key: as many as the hash has.
 pub const KEY_BYTES_MIN: usize = 32;
+/// What is allowed for beside that which is set: clocks that differ, and a click of the spool that is read and handed over.
+const BETWEEN: Duration = Duration::from_secs(60);
 
 /// What a signature is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +54,11 @@ pub enum KeyError {
     #[error("key {id:?} has {bytes} bytes, and must have at least {KEY_BYTES_MIN}")]
     Short { id: String, bytes: usize },
     #[error(
-        "signatures may last {longest:?}, the spool keeps clicks for {spool:?}, and with a minute that is more than the dedup \
-         horizon of {horizon:?}: a signed impression could be billed twice"
+        "signatures may last {longest:?}, the spool keeps clicks for {spool:?} (its age_max), an append may take {append:?} \
+         (append_wait, and on Kafka delivery_timeout), and with a minute that is more than the dedup horizon of {horizon:?}: a \
+         signed impression could be billed twice"
     )]
-    OutlivesHorizon { longest: Duration, spool: Duration, horizon: Duration },
+    OutlivesHorizon { longest: Duration, spool: Duration, append: Duration, horizon: Duration },
 }
 
 impl Keys {
@@ -80,17 +83,19 @@ impl Keys {
         Ok(Keys { keys: checked, longest })
     }
 
-    /// A signature can be used until it is over, and its click can wait in a spool after that: all of it has to lie within
-    /// the dedup horizon, so that one impression is never billed twice.
+    /// A signature can be used until it is over, its click can wait in a spool after that, and the log can take it as late as
+    /// an append may last, which with Kafka is minutes or hours: all of it has to lie within the dedup horizon, so that one
+    /// impression is never billed twice.
     ///
     /// # Errors
     /// If it does not.
-    pub fn check_horizon(&self, spool: Duration, horizon: Duration) -> Result<(), KeyError> {
+    pub fn check_horizon(&self, spool: Duration, append: Duration, horizon: Duration) -> Result<(), KeyError> {
         let longest = self.longest;
-        if self.keys.is_empty() || longest + spool + Duration::from_secs(60) <= horizon {
+        let all = [spool, append, BETWEEN].into_iter().fold(longest, Duration::saturating_add);
+        if self.keys.is_empty() || all <= horizon {
             return Ok(());
         }
-        Err(KeyError::OutlivesHorizon { longest, spool, horizon })
+        Err(KeyError::OutlivesHorizon { longest, spool, append, horizon })
     }
 
     /// Whether there are any: without keys every click counts.
@@ -228,9 +233,12 @@ mod tests {
         let twice = Keys::new([("k1", KEY), ("k2", KEY), ("k1", &[7; 32][..])], HOUR).unwrap_err().to_string();
         assert_eq!(twice, r#"key id "k1" is given twice: one key for each id"#);
         let keys = Keys::new([("k1", KEY)], HOUR).unwrap();
-        keys.check_horizon(HOUR, HOUR * 3).unwrap();
-        assert!(keys.check_horizon(HOUR * 2, HOUR * 3).is_err(), "a minute is missing");
-        Keys::default().check_horizon(HOUR * 2, HOUR).unwrap();
+        let minute = Duration::from_secs(60);
+        keys.check_horizon(HOUR, HOUR - minute, HOUR * 3).unwrap();
+        assert!(keys.check_horizon(HOUR, HOUR, HOUR * 3).is_err(), "a minute is missing");
+        assert!(keys.check_horizon(HOUR * 2, Duration::ZERO, HOUR * 3).is_err(), "a minute is missing");
+        assert!(keys.check_horizon(Duration::MAX, HOUR, HOUR * 3).is_err());
+        Keys::default().check_horizon(HOUR * 2, HOUR, HOUR).unwrap();
     }
 
     /// The vectors of the recipe.

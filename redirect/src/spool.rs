@@ -23,6 +23,7 @@ use click::{Clock, Millis, Offset, Offsets, Partition};
 use faults::Point;
 use queue::Queue;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,6 +45,8 @@ const APPEND_WAIT: Duration = Duration::from_secs(1);
 const REOPEN_EVERY: Duration = Duration::from_secs(1);
 /// From here on it is said that the spool fills up, in parts of a hundred.
 const NEARLY_FULL: u64 = 90;
+/// What part of `bytes_max` one partition of several may take: one that is stuck leaves as much to all others.
+const SHARE: u64 = 2;
 /// How often `bytes_max` its segments may take on the disk, and two of them: what waits, and as much that was sent and cannot
 /// leave yet. The segments are shared by all partitions and leave in the order in which they came, so that one click that
 /// waits, of a partition that is stuck, keeps all that came after it, of any.
@@ -55,7 +58,8 @@ const ON_DISK: u64 = 2;
 pub struct SpoolSettings {
     /// Its folder, of one redirect alone.
     pub dir: PathBuf,
-    /// Bytes of clicks that may wait. One more is not taken. On the disk it may be twice as much, and two segments.
+    /// Bytes of clicks that may wait, and half of them of one partition, where there are several. One more is not taken. On the
+    /// disk it may be twice as much, and two segments.
     pub bytes_max: u64,
     /// When a file of it is full; what was sent leaves the disk by the file. Small, so that it does so soon.
     pub segment_bytes_max: u64,
@@ -80,6 +84,11 @@ impl SpoolSettings {
         self.bytes_max.saturating_mul(ON_DISK).saturating_add(self.segment_bytes_max.saturating_mul(2))
     }
 
+    /// Bytes of clicks of one partition that may wait.
+    fn share_bytes_max(&self, partitions: Partition) -> u64 {
+        if partitions > 1 { self.bytes_max / SHARE } else { self.bytes_max }
+    }
+
     fn log(&self, partitions: Partition) -> LogSettings {
         LogSettings { partitions_on_demand: Some(partitions), segment_bytes_max: self.segment_bytes_max }
     }
@@ -90,6 +99,8 @@ impl SpoolSettings {
 pub enum SpoolError {
     #[error("the spool is full: {0} bytes wait")]
     Full(u64),
+    #[error("partition {partition} has its share of the spool: {bytes} of {bytes_max} bytes wait")]
+    ShareFull { partition: Partition, bytes: u64, bytes_max: u64 },
     #[error(
         "the spool's files are full: {bytes} of {bytes_max} bytes, held by a click that waits while others after it were sent"
     )]
@@ -127,6 +138,9 @@ pub struct SpoolCounters {
     /// Clicks that wait, and their bytes.
     pub records: u64,
     pub bytes: u64,
+    /// Partitions of several that have their share of it, or nearly. Past it their clicks are not taken, and those of others
+    /// are.
+    pub partitions_full: u64,
     /// Age of the oldest of them.
     pub oldest_ms: i64,
     /// Bytes of its files: also what was sent, and has not left yet. 0 while it cannot be written.
@@ -308,7 +322,7 @@ impl Spool {
         self.0.changed.notify_one();
     }
 
-    /// Whether it can be written and has room; if not, why.
+    /// Whether it can be written and has room; if not, why. While one partition has its share there is room for all others.
     pub fn ready(&self) -> Result<(), String> {
         self.current().map_err(|why| format!("the spool cannot be written: {why}"))?;
         if let Some(why) = &*self.0.unfit.read().unwrap_or_else(PoisonError::into_inner) {
@@ -330,6 +344,7 @@ impl Spool {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let Shared { spooled, sent_again, failures, aside, .. } = &*self.0;
         let mut counters = SpoolCounters {
+            partitions_full: self.full_partitions().len() as u64,
             spooled: read(spooled),
             sent_again: read(sent_again),
             failures: read(failures),
@@ -345,6 +360,15 @@ impl Spool {
         }
         counters.oldest_ms = oldest.map_or(0, |oldest| (self.0.clock.now().get() - oldest.get()).max(0));
         counters
+    }
+
+    /// The partitions of several that have their share of it, or nearly.
+    fn full_partitions(&self) -> BTreeSet<Partition> {
+        let partitions = self.0.topic.partitions;
+        let nearly = self.0.settings.share_bytes_max(partitions) / 100 * NEARLY_FULL;
+        let queues = self.queues();
+        let full = (0..partitions).zip(queues.iter()).filter(|(_, queue)| partitions > 1 && queue.bytes() >= nearly);
+        full.map(|(partition, _)| partition).collect()
     }
 
     fn queues(&self) -> MutexGuard<'_, Vec<Queue>> {
@@ -374,7 +398,7 @@ impl Spool {
         }
     }
 
-    /// Opens a spool that failed, if it is time to. What waits in the queues is as it was: it was durable. What is found
+    /// Opens a spool that failed, if it is time to: not before the disk was looked at, by [`Spool::probe`]. What waits in the queues is as it was: it was durable. What is found
     /// beside it was not answered, and its browser was told so: this process leaves it alone, and the next one sends what of
     /// it lies after what was sent. Both are right for a click that nobody was answered for.
     async fn reopen(&self) {
@@ -489,11 +513,17 @@ struct Entering<'s> {
 impl<'s> Entering<'s> {
     fn new(spool: &'s Spool, partition: Partition, bytes: u64) -> Result<Self, SpoolError> {
         let mut queues = spool.queues();
+        let Shared { settings, topic, .. } = &*spool.0;
         let held: u64 = queues.iter().map(Queue::bytes).sum();
-        if held + bytes > spool.0.settings.bytes_max {
+        if held + bytes > settings.bytes_max {
             return Err(SpoolError::Full(held));
         }
         let queue = usize::try_from(partition).ok().and_then(|at| queues.get_mut(at));
+        let (of_it, bytes_max) =
+            (queue.as_ref().map_or(0, |queue| queue.bytes()), settings.share_bytes_max(topic.partitions));
+        if of_it + bytes > bytes_max {
+            return Err(SpoolError::ShareFull { partition, bytes: of_it, bytes_max });
+        }
         let began = queue.map_or(0, |queue| queue.enter(bytes));
         drop(queues);
         Ok(Entering { spool, partition, began, bytes, entered: None })

@@ -244,7 +244,7 @@ impl Judges {
         Ok(Judges {
             secret: secret(&config.data.join("ip_hash.key"))?,
             horizon,
-            keys: of.signatures.keys(of.spool_age_max, horizon).context("redirect")?,
+            keys: of.signatures.keys(of.spool_age_max, of.append_wait, horizon).context("redirect")?,
             blocks: Blocks::follow(of.block_rules.as_deref())?,
             countries: Countries::follow(of.countries.as_deref())?,
         })

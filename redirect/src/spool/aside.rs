@@ -7,9 +7,11 @@
 use bytes::Bytes;
 use click::{Click, Event, Millis, Partition};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tally_log::durable::{self, checked};
 
 /// The folder of these files in a spool's, and that of those that need nothing more.
@@ -70,6 +72,9 @@ impl Kept {
 /// The folder of them.
 pub struct Aside {
     dir: PathBuf,
+    /// How many clicks each file has. None is ever changed, so each is read once. Whoever has this may wait for the disk.
+    files: Mutex<BTreeMap<PathBuf, u64>>,
+    /// All of them, which nobody waits for.
     records: AtomicU64,
 }
 
@@ -78,18 +83,47 @@ impl Aside {
     pub(super) fn open(dir: &Path) -> Result<Aside, durable::FileError> {
         durable::create_dir_all(&dir.join(SETTLED))?;
         durable::remove_leftovers(dir)?;
-        let mut records = 0;
-        for file in files(dir)? {
-            records += durable::read(&file)?.iter().filter(|byte| **byte == b'\n').count() as u64;
-        }
+        let aside = Aside { dir: dir.into(), files: Mutex::default(), records: AtomicU64::new(0) };
+        aside.count()?;
+        let records = aside.records();
         if records > 0 {
             tracing::error!(records, dir = %dir.display(), "clicks are kept aside: see `tally spool`");
         }
-        Ok(Aside { dir: dir.into(), records: AtomicU64::new(records) })
+        Ok(aside)
     }
 
+    /// As many as there were at the last look.
     pub(super) fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
+    }
+
+    /// Looks what is in the folder now: `tally spool send`, a process of its own, puts files away. It waits for the disk.
+    pub(super) fn count(&self) -> Result<(), durable::FileError> {
+        let mut counted = self.counted();
+        let mut there = BTreeMap::new();
+        for file in files(&self.dir)? {
+            let records = match counted.get(&file) {
+                Some(records) => *records,
+                None => match durable::read(&file) {
+                    // Put away meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    bytes => bytes?.iter().filter(|byte| **byte == b'\n').count() as u64,
+                },
+            };
+            there.insert(file, records);
+        }
+        *counted = there;
+        self.add_up(&counted);
+        Ok(())
+    }
+
+    fn counted(&self) -> MutexGuard<'_, BTreeMap<PathBuf, u64>> {
+        // It is changed in one step, so a panic elsewhere leaves it whole.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_up(&self, counted: &BTreeMap<PathBuf, u64>) {
+        self.records.store(counted.values().sum(), Ordering::Relaxed);
     }
 
     /// Keeps clicks. With `Ok` they are durable here. Done twice it is there twice, under one click id.
@@ -109,8 +143,10 @@ impl Aside {
             text.push('\n');
         }
         durable::create_new(&path, text.as_bytes())?;
-        self.records.fetch_add(clicks.len() as u64, Ordering::Relaxed);
         tracing::error!(clicks = clicks.len(), reason, file = %path.display(), "clicks are kept aside: see `tally spool`");
+        let mut counted = self.counted();
+        counted.insert(path, clicks.len() as u64);
+        self.add_up(&counted);
         Ok(())
     }
 }
@@ -158,4 +194,35 @@ pub fn settle(file: &Path) -> Result<(), durable::FileError> {
     };
     durable::link(file, &dir.join(SETTLED).join(name))?;
     durable::remove_file(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_process_puts_away_is_not_counted_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let aside = Aside::open(dir.path()).unwrap();
+        let keep = |name: &str, lines: usize| {
+            let file = dir.path().join(name);
+            durable::create_new(&file, "a line\n".repeat(lines).as_bytes()).unwrap();
+            file
+        };
+        let check = |aside: &Aside, expected| {
+            aside.count().unwrap();
+            assert_eq!(aside.records(), expected);
+        };
+        check(&aside, 0);
+        let (first, second) = (keep("1-a.jsonl", 2), keep("2-b.jsonl", 3));
+        keep("no clicks", 9);
+        check(&aside, 5);
+        settle(&first).unwrap();
+        check(&aside, 3);
+        check(&Aside::open(dir.path()).unwrap(), 3);
+        settle(&second).unwrap();
+        check(&aside, 0);
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        assert!(aside.count().is_err(), "a folder that is gone has not none");
+    }
 }

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use tally_log::durable::{self, File, FileError};
 use tokio::task::JoinHandle;
 
-/// How often, while nothing is put in and the last look was good. After a bad one it looks at once again.
+/// How often, while nothing is put in and the last look was good. After a bad one, and after the spool failed, it looks at once
+/// again.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// As much as a log makes room for at once.
 const PROBE_BYTES: usize = 256 << 10;
@@ -35,13 +36,17 @@ impl Spool {
     /// Looks, if it is time to. Waits for no longer than the disk may take.
     pub(super) async fn probe(&self, probe: &mut Probe) {
         let spooled = self.0.spooled.load(Ordering::Relaxed);
-        if spooled != std::mem::replace(&mut probe.spooled, spooled) {
-            probe.looked_at = Some(Instant::now());
-            return self.found(Ok(()));
-        }
-        let was_good = self.0.unfit.read().unwrap_or_else(PoisonError::into_inner).is_none();
-        if was_good && probe.looked_at.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
-            return;
+        let put_in = spooled != std::mem::replace(&mut probe.spooled, spooled);
+        // Since it failed, which was later than any good look and any click that was put in, nothing is known.
+        if self.current().is_ok() {
+            if put_in {
+                probe.looked_at = Some(Instant::now());
+                return self.found(Ok(()));
+            }
+            let was_good = self.0.unfit.read().unwrap_or_else(PoisonError::into_inner).is_none();
+            if was_good && probe.looked_at.is_some_and(|at| at.elapsed() < PROBE_EVERY) {
+                return;
+            }
         }
         let looking = probe.looking.get_or_insert_with(|| {
             let path = self.0.settings.dir.join(FILE);

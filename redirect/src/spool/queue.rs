@@ -153,13 +153,23 @@ impl Queue {
         }
     }
 
-    /// The oldest that are to be sent, at most so many, in order. One whose first send is under way holds back those after
-    /// it, which would overtake it.
-    pub fn due(&self, most: usize) -> Vec<Due> {
+    /// What is to be done: clicks that were put in before `too_old`, which are not sent any more, and those that are to be
+    /// sent. The oldest of either, at most so many, in order. One whose first send is under way holds back those after it,
+    /// which would overtake it.
+    pub fn due(&self, most: usize, too_old: Millis) -> [Vec<Due>; 2] {
         let is_due = |entry: &Entry| entry.first_send.is_none_or(|since| since.elapsed() >= FIRST_SEND_WAIT);
-        let due = self.waiting.iter().take_while(|(_, entry)| is_due(entry)).take(most);
-        due.map(|(offset, entry)| Due { offset: *offset, at: entry.at, attempt: entry.attempts.saturating_add(1) })
-            .collect()
+        let [mut old, mut young] = [Vec::new(), Vec::new()];
+        for (offset, entry) in self.waiting.iter().take_while(|(_, entry)| is_due(entry)) {
+            let of_its_age = if entry.at < too_old { &mut old } else { &mut young };
+            if of_its_age.len() < most {
+                let attempt = entry.attempts.saturating_add(1);
+                of_its_age.push(Due { offset: *offset, at: entry.at, attempt });
+            }
+            if young.len() == most {
+                break;
+            }
+        }
+        [old, young]
     }
 
     /// It was sent once more, and not acknowledged.
@@ -215,13 +225,32 @@ mod tests {
             let began = queue.enter(1);
             queue.entered(began, 1, Some((offset, Millis::new(offset))));
         }
+        let none_is_old = Millis::new(0);
         queue.ready(1);
-        assert_eq!(queue.due(9), [], "the first send of 0 is under way");
+        assert_eq!(queue.due(9, none_is_old), [[], []], "the first send of 0 is under way");
         queue.ready(0);
         let due = |offset, attempt| Due { offset, at: Millis::new(offset), attempt };
-        assert_eq!(queue.due(9), [due(0, 2), due(1, 2)]);
+        assert_eq!(queue.due(9, none_is_old), [vec![], vec![due(0, 2), due(1, 2)]]);
         queue.tried(0);
-        assert_eq!(queue.due(1), [due(0, 3)]);
+        assert_eq!(queue.due(1, none_is_old), [vec![], vec![due(0, 3)]]);
+    }
+
+    #[test]
+    fn what_is_too_old_takes_no_room_from_what_is_sent() {
+        let mut queue = Queue::default();
+        for offset in 0..7 {
+            let began = queue.enter(1);
+            queue.entered(began, 1, Some((offset, Millis::new(offset))));
+            queue.ready(offset);
+        }
+        let check = |too_old, expected: [&[Offset]; 2]| {
+            let due = queue.due(2, Millis::new(too_old));
+            assert_eq!(due.map(|due| due.iter().map(|due| due.offset).collect::<Vec<_>>()), expected, "{too_old}");
+        };
+        check(0, [&[], &[0, 1]]);
+        check(1, [&[0], &[1, 2]]);
+        check(4, [&[0, 1], &[4, 5]]);
+        check(9, [&[0, 1], &[]]);
     }
 
     /// A disk that gives so many records, and then nothing: at once, or without an answer.

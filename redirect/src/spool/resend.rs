@@ -16,6 +16,7 @@ use crate::for_ever::for_ever;
 use bytes::Bytes;
 use click::{Event, ImpressionId, Millis, Partition};
 use faults::Point;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,6 +35,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 const READ_WAIT: Duration = Duration::from_secs(10);
 /// How often the spool is tidied, and looked at without a cause.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often it is looked what is kept aside.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 
 impl Spool {
     /// Sends for ever; whoever drops this stops it.
@@ -46,6 +49,11 @@ impl Spool {
                 async move { spool.resend_partition(partition, &appender).await }
             }));
         }
+        let spool = self.clone();
+        tasks.spawn(for_ever("counting what is kept aside", move || {
+            let spool = spool.clone();
+            async move { spool.count_aside().await }
+        }));
         tasks.spawn(for_ever("tidying", move || {
             let spool = self.clone();
             async move { spool.tend().await }
@@ -56,11 +64,13 @@ impl Spool {
 
     /// Looks after what is on the disk.
     async fn tend(&self) {
-        let mut probe = Probe::default();
+        let (mut probe, mut full) = (Probe::default(), BTreeSet::new());
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            self.reopen().await;
+            self.tell_full(&mut full);
+            // In this order: what opens again was looked at since it failed.
             self.probe(&mut probe).await;
+            self.reopen().await;
             if let Err(error) = self.tidy().await {
                 // What is kept too long is sent once more at the next start.
                 tracing::error!(%error, "the spool could not be tidied");
@@ -68,40 +78,75 @@ impl Spool {
         }
     }
 
-    async fn resend_partition(&self, partition: Partition, appender: &Appender) {
-        let mut pause = PAUSES[0];
+    /// Says which partitions have their share of the spool, or have room again, and remembers those that have it.
+    fn tell_full(&self, told: &mut BTreeSet<Partition>) {
+        let full = self.full_partitions();
+        let bytes_max = self.0.settings.share_bytes_max(self.0.topic.partitions);
+        for partition in full.difference(told) {
+            tracing::error!(
+                partition,
+                bytes_max,
+                "the partition fills its share of the spool: past it, its clicks are answered 503"
+            );
+        }
+        for partition in told.difference(&full) {
+            tracing::info!(partition, "the partition has room in the spool again");
+        }
+        *told = full;
+    }
+
+    /// By itself, so that a disk that does not answer holds up nothing else, and is asked once.
+    async fn count_aside(&self) {
         loop {
-            let due = self.with(partition, |queue| queue.due(BATCH_MAX)).unwrap_or_default();
-            if due.is_empty() {
-                // Another partition may have been told: a look now and then finds what that missed.
-                let _ = tokio::time::timeout(LOOK_EVERY / 10, self.0.changed.notified()).await;
-                continue;
-            }
-            match self.send(partition, &due, appender).await {
-                Ok(()) => pause = PAUSES[0],
-                Err(error) => {
-                    tracing::warn!(partition, %error, again_in_ms = pause.as_millis(), "spooled clicks were not sent");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(PAUSES[1]);
-                }
+            tokio::time::sleep(COUNT_EVERY).await;
+            let shared = self.0.clone();
+            match tokio::task::spawn_blocking(move || shared.aside.count()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "it is not known what is kept aside"),
+                Err(error) => tracing::warn!(%error, "it is not known what is kept aside"),
             }
         }
     }
 
-    /// Sends clicks, or keeps them aside if they are too old.
+    async fn resend_partition(&self, partition: Partition, appender: &Appender) {
+        // Each has its own: clicks that can still be sent do not age while there is no room to keep others aside.
+        let [mut keeping, mut sending] =
+            [Pause::new("old clicks were not kept aside"), Pause::new("spooled clicks were not sent")];
+        loop {
+            let too_old = self.too_old();
+            let [old, young] = self.with(partition, |queue| queue.due(BATCH_MAX, too_old)).unwrap_or_default();
+            let (keeps, sends) = (!old.is_empty() && keeping.is_over(), !young.is_empty() && sending.is_over());
+            if keeps {
+                keeping.ended(partition, self.keep_aside(partition, &old).await);
+            }
+            if sends {
+                sending.ended(partition, self.send(partition, &young, appender).await);
+            }
+            if old.is_empty() && young.is_empty() {
+                // Another partition may have been told: a look now and then finds what that missed.
+                let _ = tokio::time::timeout(LOOK_EVERY / 10, self.0.changed.notified()).await;
+            } else if !keeps && !sends {
+                tokio::time::sleep(LOOK_EVERY / 10).await;
+            }
+        }
+    }
+
+    /// What was put in before this is kept aside.
+    fn too_old(&self) -> Millis {
+        let age_max = i64::try_from(self.0.settings.age_max.as_millis()).unwrap_or(i64::MAX);
+        self.0.clock.now().plus(age_max.saturating_neg())
+    }
+
     async fn send(&self, partition: Partition, due: &[Due], appender: &Appender) -> Result<(), SpoolError> {
         let open = self.current().map_err(SpoolError::Unusable)?;
-        let age_max = i64::try_from(self.0.settings.age_max.as_millis()).unwrap_or(i64::MAX);
-        let too_old = self.0.clock.now().plus(age_max.saturating_neg());
-        let records = read(&open, partition, due).await?;
-        let (old, young): (Vec<_>, Vec<_>) = records.into_iter().partition(|(due, _)| due.at < too_old);
-        self.keep_aside(partition, old).await?;
-
+        let young = read(&open, partition, due).await?;
         let until = Instant::now() + SEND_WAIT;
         let mut sent = Vec::new();
         let mut failed = None;
         for (due, value) in young {
             let (key, value) = raised(&value, due.attempt);
+            // Dies the process here, the spool still has it, and the next one sends it.
+            faults::at(Point::SpoolReplay);
             match in_time(until, appender.send_again(partition, key.as_ref(), value)).await {
                 Ok(acknowledgement) => sent.push((due, acknowledgement)),
                 Err(error) => {
@@ -131,12 +176,12 @@ impl Spool {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn keep_aside(&self, partition: Partition, old: Vec<(Due, Bytes)>) -> Result<(), SpoolError> {
-        if old.is_empty() {
-            return Ok(());
-        }
+    /// A click leaves the spool only when it is durable there.
+    async fn keep_aside(&self, partition: Partition, old: &[Due]) -> Result<(), SpoolError> {
+        let open = self.current().map_err(SpoolError::Unusable)?;
+        let clicks = read(&open, partition, old).await?;
         let clicks: Vec<(Partition, Millis, Bytes)> =
-            old.iter().map(|(due, value)| (partition, due.at, value.clone())).collect();
+            clicks.into_iter().map(|(due, value)| (partition, due.at, value)).collect();
         let reason = format!("it waited for longer than {:?}", self.0.settings.age_max);
         let shared = self.0.clone();
         // Dies the process after this and before the next lines, they are kept aside once more.
@@ -144,10 +189,37 @@ impl Spool {
         let kept =
             kept.map_err(|panicked| panicked.to_string()).and_then(|kept| kept.map_err(|error| error.to_string()));
         kept.map_err(SpoolError::Unusable)?;
-        for (due, _) in old {
+        for due in old {
             self.first_send_ended(Place { partition, offset: due.offset }, true);
         }
         Ok(())
+    }
+}
+
+/// Something that is tried again after a failure, and not before the pause is over.
+struct Pause {
+    failed: &'static str,
+    next: Duration,
+    until: Option<Instant>,
+}
+
+impl Pause {
+    fn new(failed: &'static str) -> Pause {
+        Pause { failed, next: PAUSES[0], until: None }
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn ended(&mut self, partition: Partition, ended: Result<(), SpoolError>) {
+        let Err(error) = ended else {
+            *self = Pause::new(self.failed);
+            return;
+        };
+        tracing::warn!(partition, %error, again_in_ms = self.next.as_millis(), "{}", self.failed);
+        self.until = Some(Instant::now() + self.next);
+        self.next = (self.next * 2).min(PAUSES[1]);
     }
 }
 

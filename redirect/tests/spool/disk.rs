@@ -192,3 +192,30 @@ async fn on_a_folder_that_is_taken_away(clock: Arc<HangingClock>) {
     eventually("it says so", || says("is not the spool that it was when this process began")).await;
     assert_eq!(app.get(&click(1)).await.status, 503);
 }
+
+/// A disk fails a click, and then can be opened and takes nothing: it is not ready until it was looked at.
+#[test]
+fn a_spool_that_is_opened_again_is_not_ready_on_a_disk_that_takes_nothing() {
+    on_one_thread(on_a_disk_that_opens_and_takes_nothing);
+}
+
+async fn on_a_disk_that_opens_and_takes_nothing(clock: Arc<HangingClock>) {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let spool = open(&settings, clock.clone()).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    // As good as a look.
+    assert_eq!(app.get(&click(1)).await.status, 302);
+    clock.hang(true);
+    assert_eq!(app.get(&click(2)).await.status, 503);
+    // What stands in the way of a look stands for a disk that is full. There may be one at this moment.
+    let in_the_way = settings.dir.join("probe");
+    eventually("it is in the way", || std::fs::create_dir(&in_the_way).is_ok()).await;
+    clock.hang(false);
+    let ready = || app.service.ready().err();
+    eventually("it is open again", || ready().expect("it takes nothing").contains("/spool/probe")).await;
+    std::fs::remove_dir(&in_the_way).unwrap();
+    eventually("it is ready again", || ready().is_none()).await;
+    assert_eq!(app.get(&click(3)).await.status, 302);
+}
