@@ -7,7 +7,7 @@ use services::{Server, free_port};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tally_log::kafka::{KafkaLog, Settings, topics};
 use tally_log::partitioner::partition_of;
 use tally_log::{Log, Topic};
@@ -82,7 +82,15 @@ pub fn command(dir: &Path, broker: u16) -> (Command, u16, u16) {
 async fn held(log: &KafkaLog, topic: &Topic, partitions: &[Partition]) -> Vec<(Partition, Vec<String>)> {
     let mut clicks = Vec::new();
     for partition in partitions {
-        let held = log.held(topic, *partition).await.unwrap();
+        let began = Instant::now();
+        let held = loop {
+            // A client may not have heard yet who leads it.
+            match log.held(topic, *partition).await {
+                Ok(held) => break held,
+                Err(error) => assert!(began.elapsed() < LONG, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
         let mut consumer = log.consumer(topic, &Offsets::from_iter([(*partition, held.start)])).await.unwrap();
         let mut ids = Vec::new();
         while consumer.next().get(*partition) < held.end {
