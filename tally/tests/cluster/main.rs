@@ -124,10 +124,10 @@ async fn every_process_is_killed_and_paused_under_load_and_the_oracle_holds() {
         (Name::Redirect(1), "kafka.acknowledged:25"),
         (Name::Load, "clickhouse.after:7"),
         (Name::Run, "output.before:20"),
-        (Name::Run, "output.after:20"),
-        (Name::Run, "claims.after:2"),
-        (Name::Run, "checkpoint.before:2"),
-        (Name::Run, "checkpoint.after:2"),
+        // These it passes at each checkpoint.
+        (Name::Run, "output.after:1"),
+        (Name::Run, "claims.after:1"),
+        (Name::Run, "checkpoint.before:1"),
     ];
     let mut dying: Option<(Name, &str, Instant)> = None;
     let mut requests = JoinSet::new();
