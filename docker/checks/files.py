@@ -185,7 +185,7 @@ def dockerfile(compose: Compose, report: Report) -> None:
         copied.update(sources)
         for source in sources:
             report.expect((compose.root / source).exists(), f"Dockerfile: COPY {source}, which does not exist")
-    programs = set(re.findall(r"target/release/([\w-]+)", text))
+    programs = set(re.findall(r"target/(?:release|shipped)/([\w-]+)", text))
     for name, service in compose.ours.items():
         program = service["command"][0]
         report.expect(program in programs, f"{name}: {program} is not in the image: {sorted(programs)}")
