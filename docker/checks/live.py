@@ -32,7 +32,7 @@ REPORT_SECONDS = 120
 METRICS_SECONDS = 60
 # What a metric is named by at its end: a unit, what is counted, or a state that is 1 or 0. Counters end in _total.
 MEASURED = re.compile(
-    r"tally_\w+_(seconds|bytes|records|rows|clicks|minutes|requests|appends_in_flight|(full_)?partitions(_without_leader)?|up|failed|waiting)"
+    r"tally_\w+_(seconds|bytes|records|rows|clicks|minutes|requests|appends_in_flight|partitions(_without_leader)?|up|failed|waiting)"
 )
 # Lines of a start.
 FIRST_LINES = 10
