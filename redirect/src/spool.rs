@@ -398,9 +398,10 @@ impl Spool {
         }
     }
 
-    /// Opens a spool that failed, if it is time to: not before the disk was looked at, by [`Spool::probe`]. What waits in the queues is as it was: it was durable. What is found
-    /// beside it was not answered, and its browser was told so: this process leaves it alone, and the next one sends what of
-    /// it lies after what was sent. Both are right for a click that nobody was answered for.
+    /// Opens a spool that failed, if it is time to: not before the disk was looked at, by [`Spool::probe`]. What waits in the
+    /// queues is as it was: it was durable. What is found beside it was not answered, and its browser was told so: this process
+    /// leaves it alone, and the next one sends what of it lies after what was sent. Both are right for a click that nobody was
+    /// answered for.
     async fn reopen(&self) {
         let due = match &*self.0.open.read().unwrap_or_else(PoisonError::into_inner) {
             Err((_, at)) => at.elapsed() >= REOPEN_EVERY,

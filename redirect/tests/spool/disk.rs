@@ -178,11 +178,7 @@ fn another_spool_is_not_taken_for_the_one_that_failed() {
 }
 
 async fn on_a_folder_that_is_taken_away(clock: Arc<HangingClock>) {
-    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
-    let settings = settings(dir.path());
-    let spool = open(&settings, clock.clone()).await;
-    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
-    log.mode.send_replace(Mode::Fails);
+    let (_dir, settings, _log, app) = without_a_log(clock.clone()).await;
     assert_eq!(app.get(&click(1)).await.status, 302);
     clock.hang(true);
     assert_eq!(app.get(&click(2)).await.status, 503);
@@ -200,11 +196,7 @@ fn a_spool_that_is_opened_again_is_not_ready_on_a_disk_that_takes_nothing() {
 }
 
 async fn on_a_disk_that_opens_and_takes_nothing(clock: Arc<HangingClock>) {
-    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
-    let settings = settings(dir.path());
-    let spool = open(&settings, clock.clone()).await;
-    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
-    log.mode.send_replace(Mode::Fails);
+    let (_dir, settings, _log, app) = without_a_log(clock.clone()).await;
     // As good as a look.
     assert_eq!(app.get(&click(1)).await.status, 302);
     clock.hang(true);

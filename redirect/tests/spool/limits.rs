@@ -38,12 +38,8 @@ async fn with_log_and_spool_both_unusable_it_says_so_and_was_not_ready_before() 
 
 #[tokio::test]
 async fn what_is_too_old_is_kept_aside_and_not_sent() {
-    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
-    let settings = settings(dir.path());
     let clock = noon();
-    let spool = open(&settings, clock.clone()).await;
-    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
-    log.mode.send_replace(Mode::Fails);
+    let (_dir, settings, log, app) = without_a_log(clock.clone()).await;
     let old = app.get(&click(1)).await.click_id();
     clock.set(clock.now().plus(3_600_001));
     let young = app.get(&click(2)).await.click_id();
@@ -151,12 +147,8 @@ async fn a_click_that_had_arrived_is_sent_again_until_the_age_limit_and_not_afte
 /// ones are neither sent nor gone.
 #[tokio::test]
 async fn clicks_that_cannot_be_kept_aside_hold_back_none_that_can_be_sent() {
-    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
-    let settings = settings(dir.path());
     let clock = noon();
-    let spool = open(&settings, clock.clone()).await;
-    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
-    log.mode.send_replace(Mode::Fails);
+    let (dir, settings, log, app) = without_a_log(clock.clone()).await;
     let mut old = Vec::new();
     for _ in 0..70 {
         old.push(app.get(&click(1)).await.click_id());

@@ -5,7 +5,7 @@ mod limits;
 mod resend;
 mod room;
 
-use crate::app::{PARTITIONS, TestApp, TestLog, no_rules};
+use crate::app::{Mode, PARTITIONS, TestApp, TestLog, no_rules};
 use click::{Clock, ManualClock};
 use redirect::spool::{Spool, SpoolSettings};
 use redirect::{Settings, With};
@@ -22,6 +22,16 @@ fn impatient() -> Settings {
 
 fn settings(dir: &Path) -> SpoolSettings {
     SpoolSettings { dir: dir.join("spool"), bytes_max: 1 << 20, segment_bytes_max: 8 << 10, age_max: HOUR }
+}
+
+/// A redirect whose clicks all go to a spool in a folder of its own, until the log works.
+async fn without_a_log(clock: Arc<dyn Clock>) -> (tempfile::TempDir, SpoolSettings, Arc<TestLog>, TestApp) {
+    let (dir, log) = (tempfile::tempdir().unwrap(), TestLog::new());
+    let settings = settings(dir.path());
+    let spool = open(&settings, clock).await;
+    let app = TestApp::with_all(log.clone(), impatient(), With { spool: Some(spool), ..no_rules() }).await;
+    log.mode.send_replace(Mode::Fails);
+    (dir, settings, log, app)
 }
 
 /// A spool whose process before may need a moment to let go of it.

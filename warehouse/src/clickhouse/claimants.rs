@@ -87,7 +87,8 @@ pub(super) async fn claimants(
     let appended = from.map_or(String::new(), |from| format!("AND appended_at >= {}", time(from)));
     let statement = format!(
         "SELECT ifNull(impression_id, '') AS impression_id, offset, toUnixTimestamp64Milli(appended_at) AS appended_ms, version, \
-         toUnixTimestamp64Milli({CLICKED_AT}) AS clicked_ms, {} AS texts FROM raw_clicks FINAL WHERE log_id = ? AND partition = {partition} AND offset >= {start} AND offset < {end} {appended} \
+         toUnixTimestamp64Milli({CLICKED_AT}) AS clicked_ms, {} AS texts FROM raw_clicks FINAL \
+         WHERE log_id = ? AND partition = {partition} AND offset >= {start} AND offset < {end} {appended} \
          AND verdict IN ('billable', 'late') AND closing NOT IN (SELECT number FROM abandoned_closings) ORDER BY offset",
         texts()
     );
